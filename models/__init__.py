@@ -1,0 +1,1 @@
+"""The frozen towers and the stacks that they form."""
