@@ -35,8 +35,9 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(hidden_dim, hidden_dim)
 
     def forward(self, hidden_states: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Read `context` [B, K, hidden_dim] by `hidden_states` [B or 1, Q, hidden_dim]; returns [B, Q, hidden_dim].
+        """Read `context` [B, K, hidden_dim] by `hidden_states` [B or 1, Q, hidden_dim].
 
+        Returns [B, Q, hidden_dim].
         `mask` [B, K] is boolean, true where a context token takes part; every row needs one such token.
         """
         query = self.q(hidden_states).expand(context.shape[0], -1, -1)
@@ -46,6 +47,6 @@ class CrossAttention(nn.Module):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, mask: Tensor | None) -> Tensor:
-    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    query, key, value = (x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (query, key, value))
     attn_mask = None if mask is None else mask[:, None, None, :]
     return scaled_dot_product_attention(query, key, value, attn_mask=attn_mask).transpose(1, 2).flatten(2)

@@ -15,8 +15,8 @@ __all__ = ["AdapterBody"]
 class AdapterBody(nn.Module):
     """Learned queries, pre-norm layers, a last norm and the projection to the output's width.
 
-    The queries start at 0.02 * N(0, 1), as in the plan's sketch: the norm before the first layer brings them to unit
-    scale, and the small residual lets the first cross-attention decide what each of them holds.
+    The queries start at 0.02 * N(0, 1), as in the plan's sketch: the norm before the first layer brings them
+    to unit scale, and the small residual lets the first cross-attention decide what each of them holds.
     """
 
     def __init__(self, config: AdapterConfig) -> None:

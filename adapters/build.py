@@ -19,7 +19,7 @@ _CLASSES: Mapping[str, Callable[[AdapterConfig], Adapter]] = {
 
 
 def build_adapter(config: AdapterConfig) -> Adapter:
-    """A freshly initialised adapter (fp32, the default device) of `config`; raises AdapterError when it has no class."""
+    """A freshly initialised adapter of `config`, fp32, on the default device."""
     if config.architecture not in _CLASSES:
         raise AdapterError(f"architecture {config.architecture!r}: must be one of {', '.join(_CLASSES)}")
     return _CLASSES[config.architecture](config)

@@ -1,4 +1,4 @@
-"""Adapters on disk: a folder of config.json and model.safetensors, tied to the stack that it was trained on."""
+"""Adapters on disk: a folder of config.json and model.safetensors, tied to the stack of its training."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def save_adapter(
 ) -> Path:
     """Write `adapter` to `folder`, its weights as `dtype`, and return the folder's path.
 
-    The checkpoint is complete before it takes its name; one of that name is replaced, anything else there is not.
-    `metrics` is any JSON object. Raises AdapterError for weights that are not finite in `dtype` and for a folder that
-    holds other files, OSError when the disk refuses.
+    The checkpoint is complete before it takes its name; one of that name is replaced, anything else there is
+    not. `metrics` is any JSON object. Raises AdapterError for weights that are not finite in `dtype` and for
+    a folder that holds other files, OSError when the disk refuses.
     """
     folder = Path(folder)
     _check_replaceable(folder)
@@ -83,19 +83,21 @@ def load_adapter(
 ) -> Adapter:
     """Read the adapter in `folder`, in evaluation mode, on `device` and as `dtype`.
 
-    With a `stack_fingerprint` the adapter must have been trained on that stack.
-    Raises AdapterError, one line, for a missing or broken file, an unknown format or key, another stack, and tensors
-    that are missing, unknown or of another shape.
+    With a `stack_fingerprint` the adapter must have been trained on that stack. Raises AdapterError, one
+    line, for a missing or broken file, an unknown format or key, another stack, and tensors that are missing,
+    unknown or of another shape.
     """
     folder = Path(folder)
     content = _read_config(folder)
     trained_on = content["stack_fingerprint"]
     if stack_fingerprint is not None and trained_on != stack_fingerprint:
         raise AdapterError(
-            f"{folder}: was trained on the stack {trained_on!r} and cannot read the features of {stack_fingerprint!r}"
+            f"{folder}: was trained on the features of stack {trained_on!r}, "
+            f"those of {stack_fingerprint!r} would mean nothing to it"
         )
     config = _read_configuration(folder, content)
-    with torch.device("meta"):
+    # Built on the CPU, not on the meta device: that imports torch's decompositions, which takes seconds.
+    with torch.random.fork_rng(devices=[]):
         adapter = build_adapter(config)
     tensors = _read_weights(folder)
     _check_tensors(folder, adapter, tensors)
@@ -127,7 +129,7 @@ def _put_in_place(part: Path, folder: Path) -> None:
     if not folder.exists():
         part.rename(folder)
         return
-    # A folder cannot be renamed onto a full one: the old checkpoint steps aside and comes back if the new one cannot.
+    # A folder cannot be renamed onto a full one: the old one steps aside, and returns if the new one fails.
     old = part.with_name(f"{part.name}.old")
     folder.rename(old)
     try:
@@ -163,7 +165,9 @@ def _read_configuration(folder: Path, content: dict[str, Any]) -> AdapterConfig:
     if not isinstance(configuration, dict):
         raise AdapterError(f"{path}: configuration must be a JSON object")
     _check_keys(path, configuration, {field.name for field in fields(AdapterConfig)} - {"architecture"})
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in configuration.items()}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in configuration.items()
+    }
     try:
         return AdapterConfig(architecture=content["architecture"], **values)
     except AdapterError as error:

@@ -21,10 +21,10 @@ _LATENT = ("cross_attention", "linear", "mlp")
 class AdapterConfig:
     """Sizes of one adapter; a grid is `(time, rows, columns)` in tokens.
 
-    `output_grid` is the latent grid of the architectures that write latents (cross_attention, linear, mlp) and None for
-    those that write conditioning tokens. `max_grid` and `dino_max_grid` bound the learned positions of the VLM's and
-    DINO's tokens. Architectures without attention have `num_heads` 0.
-    Raises AdapterError (a ValueError) that names the offending value.
+    `output_grid` is the latent grid of the architectures that write latents (cross_attention, linear, mlp)
+    and None for those that write conditioning tokens. `max_grid` and `dino_max_grid` bound the learned
+    positions of the VLM's and DINO's tokens. Architectures without attention have `num_heads` 0. Raises
+    AdapterError (a ValueError) that names the offending value.
     """
 
     architecture: str
@@ -67,7 +67,7 @@ class AdapterConfig:
 
     @property
     def mode(self) -> str:
-        """How the output is used: "latent" (straight to the VAE decoder) or "conditioning" (in place of a text embedding)."""
+        """What the output is: "latent" (for the VAE decoder) or "conditioning" (in place of a text embedding)."""
         return "latent" if self.architecture in _LATENT else "conditioning"
 
     def _check_heads(self) -> None:

@@ -56,8 +56,9 @@ class FeatureContext(nn.Module):
         dino_grid: Grid | None = None,
         vlm_lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The context [B, M + N, hidden_dim] and its boolean mask [B, M + N], None when every token takes part.
+        """The context [B, M + N, hidden_dim] and its boolean mask [B, M + N].
 
+        The mask is true where a token takes part, and None when all do.
         Takes `vlm_hidden_states` [B, N, vlm_dim] and `dino_hidden_states` [B, M, dino_dim].
         Raises ValueError for wrong feature sizes, grids and lengths.
         """

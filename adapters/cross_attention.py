@@ -15,7 +15,8 @@ __all__ = ["CrossAttentionAdapter"]
 class CrossAttentionAdapter(Adapter):
     """One learned query for every position of the latent grid; their outputs are the latents.
 
-    The cross-attention adapter of plan 000 (E2.3) on the body of the query adapter. Raises AdapterError without a grid.
+    The cross-attention adapter of plan 000 (E2.3) on the body of the query adapter. Raises AdapterError
+    without a grid.
     """
 
     def __init__(self, config: AdapterConfig) -> None:
@@ -46,4 +47,4 @@ class CrossAttentionAdapter(Adapter):
             dino_grid=dino_grid,
             vlm_lengths=vlm_lengths,
         )
-        return output.transpose(1, 2).contiguous().unflatten(2, self.output_grid)
+        return output.transpose(1, 2).contiguous().view(output.shape[0], -1, *self.output_grid)

@@ -29,7 +29,8 @@ class FeedForward(nn.Module):
 class AdapterLayer(nn.Module):
     """Self-attention, cross-attention and feed-forward, each after a norm and added to its input.
 
-    A `torch.nn.TransformerDecoderLayer` with `norm_first=True` and no dropout, with the projections named for packing.
+    A `torch.nn.TransformerDecoderLayer` with `norm_first=True` and no dropout, with the projections named for
+    packing.
     """
 
     def __init__(self, hidden_dim: int, num_heads: int, ff_dim: int) -> None:
@@ -42,10 +43,12 @@ class AdapterLayer(nn.Module):
         self.feed_forward = FeedForward(hidden_dim, ff_dim)
 
     def forward(self, hidden_states: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Refine `hidden_states` [B or 1, Q, hidden_dim] by `context` [B, K, hidden_dim]; returns [B, Q, hidden_dim].
+        """Refine `hidden_states` [B or 1, Q, hidden_dim] by `context` [B, K, hidden_dim].
 
+        Returns [B, Q, hidden_dim].
         `mask` [B, K] is boolean, true where a context token takes part.
         """
         hidden_states = hidden_states + self.self_attention(self.self_norm(hidden_states))
         hidden_states = hidden_states + self.cross_attention(self.cross_norm(hidden_states), context, mask)
-        return hidden_states + self.feed_forward(self.ff_norm(hidden_states))
+        output: Tensor = hidden_states + self.feed_forward(self.ff_norm(hidden_states))
+        return output

@@ -11,8 +11,9 @@ __all__ = ["masked_mean", "true_tokens", "zero_tail"]
 def true_tokens(lengths: Tensor, hidden_states: Tensor, *, most: int | None = None) -> Tensor:
     """The boolean mask [B, N] of the first `lengths` [B] tokens of each row of `hidden_states` [B, N, C].
 
-    Raises ValueError for lengths of a wrong shape or type and, when they lie on the host, out of 0 to `most` (N by
-    default). Lengths on an accelerator are not read, because that would stall it: below 0 counts as 0, above N as N.
+    Raises ValueError for lengths of a wrong shape or type and, when they lie on the host, out of 0 to `most`
+    (N by default). Lengths on an accelerator are not read, because that would stall it: below 0 counts as 0,
+    above N as N.
     """
     batch, tokens = hidden_states.shape[:2]
     if lengths.shape != (batch,):
@@ -31,8 +32,8 @@ def true_tokens(lengths: Tensor, hidden_states: Tensor, *, most: int | None = No
 def zero_tail(hidden_states: Tensor, keep: Tensor) -> Tensor:
     """`hidden_states` [B, N, C] with zeros where `keep` [B, N] is false.
 
-    Attention multiplies a masked token's value by a weight of zero, and 0 * NaN is NaN: so the padding's content is
-    replaced before anything reads it.
+    Attention multiplies a masked token's value by a weight of zero, and 0 * NaN is NaN: so the padding's
+    content is replaced before anything reads it.
     """
     return torch.where(keep[:, :, None], hidden_states, 0.0)
 

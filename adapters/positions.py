@@ -39,7 +39,7 @@ class FactorisedPositions(nn.Module):
 
 
 def check_grid_tokens(stream: str, grid: Grid, tokens: int, *, padded: bool) -> None:
-    """Raise ValueError unless `grid` has as many tokens as the stream, or at most as many when it is padded."""
+    """Raise ValueError unless `grid` has as many tokens as the stream; a padded stream may have more."""
     expected = math.prod(grid)
     if tokens != expected and not (padded and tokens > expected):
         raise ValueError(f"{stream}_grid {grid}: has {expected} tokens, {stream}_hidden_states has {tokens}")

@@ -22,7 +22,7 @@ class AdapterShape:
     ff_dim: int
 
 
-# Within 5 % of nominal at the full stack's widths (3584, 1024 -> 4096 or 128), the 10m also at the nano stack's.
+# Within 5 % of nominal at the full stack's widths (3584, 1024 -> 4096 or 128), the 10m also at nano's.
 PRESETS: Mapping[str, Mapping[str, AdapterShape]] = {
     "query": {
         "5m": AdapterShape(hidden_dim=256, num_layers=2, num_heads=4, ff_dim=1536),
@@ -56,9 +56,10 @@ def adapter_config(
 ) -> AdapterConfig:
     """The configuration of the preset `size` ("10m") of an architecture for encoders of the given widths.
 
-    `output_dim` defaults to 4096 (LTX-Video's caption width) or 128 (its latent channels). Latent architectures need
-    `output_grid` (T', H', W'), which sets their queries; the others have 77 unless `num_queries` says otherwise.
-    Raises AdapterError for an unknown architecture or size, and as `AdapterConfig` does.
+    `output_dim` defaults to 4096 (LTX-Video's caption width) or 128 (its latent channels). Latent
+    architectures need `output_grid` (T', H', W'), which sets their queries; the others have 77 unless
+    `num_queries` says otherwise. Raises AdapterError for an unknown architecture or size, and as
+    `AdapterConfig` does.
     """
     if architecture not in PRESETS:
         raise AdapterError(f"architecture {architecture!r}: must be one of {', '.join(PRESETS)}")
