@@ -91,7 +91,7 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
         options = {"movflags": "faststart"} if faststart and path.suffix == ".mp4" else {}
         colour_range = 2 if full_range else 1
         with av.open(str(path), "w", options=options) as container:
-            stream = container.add_stream(codec, rate=24)
+            stream: Any = container.add_stream(codec, rate=24)
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = pix_fmt
             stream.codec_context.time_base = Fraction(1, 24_000 if pts else 24)

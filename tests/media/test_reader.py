@@ -30,7 +30,7 @@ def test_info_and_batches(make_clip: MakeClip) -> None:
     with ClipReader(make_clip(audio="aac")) as reader:
         info = reader.info
         sizes = [len(batch) for batch in reader.batches(5)]
-    assert (info.width, info.height, info.num_frames, info.fps) == (192, 128, 12, 24)
+    assert (info.width, info.height, info.num_frames, info.fps) == (192, 128, 12, Fraction(24))
     assert (info.codec, info.has_audio, info.rotation) == ("h264", True, 0)
     assert info.seconds == pytest.approx(0.5, abs=0.01)
     assert sizes == [5, 5, 2]

@@ -43,8 +43,10 @@ def audio_of(path: Path) -> tuple[str, float, float]:
         stream = container.streams.audio[0]
         frames = list(container.decode(stream))
         assert max(float(np.abs(frame.to_ndarray()).max()) for frame in frames) > 0.1
-        last = frames[-1]
-        return stream.codec_context.name, frames[0].time, last.time + last.samples / last.sample_rate
+        first, last = frames[0].time, frames[-1].time
+        assert first is not None
+        assert last is not None
+        return stream.codec_context.name, first, last + frames[-1].samples / frames[-1].sample_rate
 
 
 def test_colour_bars_survive_writing_and_reading(
@@ -218,7 +220,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(
     tmp_path: Path, batch_of: BatchOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise av.error.OSError(28, "No space left on device")  # type: ignore[attr-defined]
+        raise av.error.OSError(28, "No space left on device")
 
     writer = ClipWriter(tmp_path / "out.mp4", width=192, height=128, fps=FPS)
     monkeypatch.setattr(writer, "_write_frame", full)
@@ -247,3 +249,21 @@ def test_impossible_arguments(tmp_path: Path, width: int, height: int, fps: Frac
     with pytest.raises(ValueError, match="must be"):
         ClipWriter(tmp_path / "out.mp4", width=width, height=height, fps=fps)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sound_of_a_cut_source_ends_at_the_cut(
+    tmp_path: Path, make_clip: MakeClip, colour_bars: Callable[..., Frames]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 80, (48, 128, 192, 3), np.uint8)
+    source = make_clip("cut.mkv", frames=colour_bars(count=48) // 2 + noise, audio="aac", audio_seconds=2.0)
+    source.write_bytes(source.read_bytes()[: source.stat().st_size * 6 // 10])
+    path = tmp_path / "out.mp4"
+    with (
+        ClipReader(source) as reader,
+        ClipWriter(path, width=192, height=128, fps=FPS, audio_from=source) as writer,
+    ):
+        for batch in reader.batches(8):
+            writer.write(batch)
+        assert reader.warning is not None
+    assert len(read(path)[0]) > 10
+    assert audio_of(path)[2] < 2
