@@ -134,4 +134,51 @@ ARCHITECTURES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "timestep_conditioning": False,
         },
     },
+    "full": {
+        # Qwen/Qwen2.5-VL-7B-Instruct, vision_config.
+        "vlm": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "num_heads": 16,
+            "intermediate_size": 3420,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "out_hidden_size": 3584,
+        },
+        # timm's vit_large_patch14_dinov2, at the size that the stack looks at.
+        "dino": {
+            "img_size": 224,
+            "patch_size": 14,
+            "embed_dim": 1024,
+            "depth": 24,
+            "num_heads": 16,
+            "num_classes": 0,
+            "global_pool": "token",
+            "init_values": 1e-5,
+        },
+        "transformer": {
+            "num_layers": 28,
+            "num_attention_heads": 32,
+            "attention_head_dim": 64,
+            "cross_attention_dim": 2048,
+            "caption_channels": 4096,
+        },
+        # The autoencoder of every release from 0.9.5 on (diffusers' scripts/convert_ltx_to_diffusers.py).
+        "vae": {
+            "block_out_channels": [128, 256, 512, 1024, 2048],
+            "down_block_types": ["LTXVideo095DownBlock3D"] * 4,
+            "spatio_temporal_scaling": [True] * 4,
+            "layers_per_block": [4, 6, 6, 2, 2],
+            "downsample_type": ["spatial", "temporal", "spatiotemporal", "spatiotemporal"],
+            "decoder_block_out_channels": [256, 512, 1024],
+            "decoder_layers_per_block": [5, 5, 5, 5],
+            "decoder_spatio_temporal_scaling": [True] * 3,
+            "decoder_inject_noise": [False] * 4,
+            "upsample_residual": [True] * 3,
+            "upsample_factor": [2] * 3,
+            "timestep_conditioning": True,
+            "spatial_compression_ratio": 32,
+            "temporal_compression_ratio": 8,
+        },
+    },
 }

@@ -1,9 +1,10 @@
 """Where every patch of a Qwen2.5-VL vision tower sits: window order, positions and rotary tables of one grid.
 
-Patches enter in the order of Qwen's processor: temporal patch, merged row, merged column, then the patches of
-one merge block. The tower works in window order, which keeps temporal patches apart and, inside each, groups
-windows of equal shape (at most four: inner, right edge, lower edge, corner), so that windowed attention is one
-plain batched product a shape, with no padding and no mask. Attention does not care in which order windows stand.
+Patches enter in the order of Qwen's processor: temporal patch, merged row, merged column, then the patches
+of one merge block. The tower works in window order, which keeps temporal patches apart and, inside each,
+groups windows of equal shape (at most four: inner, right edge, lower edge, corner), so that windowed
+attention is one plain batched product a shape, without padding or masks. In which order windows stand does
+not matter.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["WindowGroup", "WindowLayout", "build_window_layout"]
+__all__ = ["WindowGroup", "WindowLayout", "build_window_layout", "vision_frequencies"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,12 @@ def build_window_layout(
         )
 
 
+def vision_frequencies(head_dim: int, theta: float) -> Tensor:
+    """Return the rotary frequencies `[head_dim / 4]` float32 that rows and columns share."""
+    spatial_dim = head_dim // 2
+    return 1.0 / (theta ** (torch.arange(0, spatial_dim, 2, dtype=torch.float32) / spatial_dim))
+
+
 def _group_windows(
     rows: int, columns: int, window: int, patches_per_token: int
 ) -> tuple[Tensor, tuple[WindowGroup, ...]]:
@@ -113,8 +120,7 @@ def _repeat_over_time(order: Tensor, t: int) -> Tensor:
 
 
 def _rotary_tables(rows: Tensor, columns: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    spatial_dim = head_dim // 2
-    frequencies = 1.0 / (theta ** (torch.arange(0, spatial_dim, 2, dtype=torch.float32) / spatial_dim))
+    frequencies = vision_frequencies(head_dim, theta)
     angles = torch.cat([rows[:, None].float() * frequencies, columns[:, None].float() * frequencies], dim=-1)
     angles = torch.cat([angles, angles], dim=-1)[None, :, None, None]
     return angles.cos(), angles.sin()
