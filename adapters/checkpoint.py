@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -46,8 +45,8 @@ def save_adapter(
     """Write `adapter` to `folder`, its weights as `dtype`, and return the folder's path.
 
     The checkpoint is complete before it takes its name; one of that name is replaced, anything else there is
-    not. `metrics` is any JSON object. Raises AdapterError for weights that are not finite in `dtype` and for
-    a folder that holds other files, OSError when the disk refuses.
+    not. `metrics` is any JSON object. Raises AdapterError for weights that are not finite in `dtype`, for
+    metrics that JSON cannot hold and for a folder with other files in it, OSError when the disk refuses.
     """
     folder = Path(folder)
     _check_replaceable(folder)
@@ -61,16 +60,14 @@ def save_adapter(
         "stack_fingerprint": stack_fingerprint,
         "metrics": dict(metrics or {}),
     }
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    text = _as_json(content)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    try:
-        part.mkdir()
-        (part / _CONFIG).write_text(text, encoding="utf-8")
-        save_file(tensors, part / _WEIGHTS, metadata={"format": "pt"})
-        _put_in_place(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        (new / _CONFIG).write_text(text, encoding="utf-8")
+        save_file(tensors, new / _WEIGHTS, metadata={"format": "pt"})
+        _put_in_place(new, folder, aside=Path(scratch) / "old")
     return folder
 
 
@@ -125,19 +122,24 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
-def _put_in_place(part: Path, folder: Path) -> None:
+def _as_json(content: dict[str, Any]) -> str:
+    try:
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"metrics: cannot be written as JSON ({error})") from error
+
+
+def _put_in_place(new: Path, folder: Path, aside: Path) -> None:
     if not folder.exists():
-        part.rename(folder)
+        new.rename(folder)
         return
     # A folder cannot be renamed onto a full one: the old one steps aside, and returns if the new one fails.
-    old = part.with_name(f"{part.name}.old")
-    folder.rename(old)
+    folder.rename(aside)
     try:
-        part.rename(folder)
+        new.rename(folder)
     except OSError:
-        old.rename(folder)
+        aside.rename(folder)
         raise
-    shutil.rmtree(old)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from foresight.adapters.errors import AdapterError
 
-__all__ = ["ARCHITECTURES", "HEAD_DIMS", "AdapterConfig", "Grid"]
+__all__ = ["ARCHITECTURES", "HEAD_DIMS", "LATENT_ARCHITECTURES", "AdapterConfig", "Grid"]
 
 Grid = tuple[int, int, int]
 
 ARCHITECTURES = ("query", "cross_attention", "linear", "mlp", "bottleneck", "lora", "perceiver")
+LATENT_ARCHITECTURES = ("cross_attention", "linear", "mlp")
 HEAD_DIMS = (32, 64, 128)
-_ATTENTION = ("query", "cross_attention", "perceiver")
-_LATENT = ("cross_attention", "linear", "mlp")
+
+# Sizes that an architecture has no use for must be 0: no configuration promises what is not there.
+_UNUSED: Mapping[str, tuple[str, ...]] = {
+    "query": (),
+    "cross_attention": (),
+    "linear": ("hidden_dim", "num_layers", "num_heads", "ff_dim"),
+    "mlp": ("num_heads",),
+    "bottleneck": ("num_layers", "num_heads"),
+    "lora": ("num_layers", "num_heads"),
+    "perceiver": (),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +34,7 @@ class AdapterConfig:
 
     `output_grid` is the latent grid of the architectures that write latents (cross_attention, linear, mlp)
     and None for those that write conditioning tokens. `max_grid` and `dino_max_grid` bound the learned
-    positions of the VLM's and DINO's tokens. Architectures without attention have `num_heads` 0. Raises
+    positions of the VLM's and DINO's tokens. Sizes that an architecture does not use are 0. Raises
     AdapterError (a ValueError) that names the offending value.
     """
 
@@ -44,20 +55,19 @@ class AdapterConfig:
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise AdapterError(f"architecture {self.architecture!r}: must be one of {known}")
-        for name in (
-            "vlm_dim",
-            "dino_dim",
-            "hidden_dim",
-            "num_layers",
-            "ff_dim",
-            "num_queries",
-            "output_dim",
-        ):
+        for name in ("vlm_dim", "dino_dim", "num_queries", "output_dim"):
             _check_count(name, getattr(self, name), least=1)
-        _check_count("num_heads", self.num_heads, least=0)
+        unused = _UNUSED[self.architecture]
+        for name in ("hidden_dim", "num_layers", "num_heads", "ff_dim"):
+            self._check_size(name, used=name not in unused)
         _check_grid("max_grid", self.max_grid)
         _check_grid("dino_max_grid", self.dino_max_grid)
-        self._check_heads()
+        if "num_heads" not in unused:
+            self._check_heads()
+        if self.architecture == "bottleneck" and self.hidden_dim % 4:
+            raise AdapterError(
+                f"hidden_dim {self.hidden_dim}: must be a multiple of 4, the bottleneck is a quarter"
+            )
         self._check_output()
 
     @property
@@ -67,19 +77,21 @@ class AdapterConfig:
 
     @property
     def mode(self) -> str:
-        """What the output is: "latent" (for the VAE decoder) or "conditioning" (in place of a text embedding)."""
-        return "latent" if self.architecture in _LATENT else "conditioning"
+        """What the output is: "latent" (for the VAE decoder) or "conditioning" (for the transformer)."""
+        return "latent" if self.architecture in LATENT_ARCHITECTURES else "conditioning"
+
+    def _check_size(self, name: str, *, used: bool) -> None:
+        value = getattr(self, name)
+        if not used and value != 0:
+            raise AdapterError(f"{name} {value!r}: must be 0, {self.architecture} does not use it")
+        # An MLP without residual blocks is the shallow one of the plan.
+        may_be_zero = not used or (self.architecture, name) == ("mlp", "num_layers")
+        _check_count(name, value, least=0 if may_be_zero else 1)
 
     def _check_heads(self) -> None:
-        if self.architecture not in _ATTENTION:
-            if self.num_heads:
-                raise AdapterError(
-                    f"num_heads {self.num_heads}: must be 0, {self.architecture} has no attention"
-                )
-            return
         if self.hidden_dim % 32:
             raise AdapterError(f"hidden_dim {self.hidden_dim}: must be a multiple of 32")
-        if self.num_heads == 0 or self.hidden_dim % self.num_heads or self.head_dim not in HEAD_DIMS:
+        if self.hidden_dim % self.num_heads or self.head_dim not in HEAD_DIMS:
             sizes = ", ".join(map(str, HEAD_DIMS))
             raise AdapterError(
                 f"num_heads {self.num_heads}: hidden_dim {self.hidden_dim} must split into heads of {sizes}"
@@ -92,13 +104,13 @@ class AdapterConfig:
             return
         if self.output_grid is None:
             raise AdapterError(
-                f"output_grid None: {self.architecture} needs the latent grid (time, rows, columns)"
+                f"output_grid None: {self.architecture} needs (time, rows, columns) of the latents"
             )
         _check_grid("output_grid", self.output_grid)
-        if math.prod(self.output_grid) != self.num_queries:
+        positions = math.prod(self.output_grid)
+        if positions != self.num_queries:
             raise AdapterError(
-                f"num_queries {self.num_queries}: must be {math.prod(self.output_grid)}, "
-                f"the positions of output_grid {self.output_grid}"
+                f"num_queries {self.num_queries}: must be {positions}, the positions of {self.output_grid}"
             )
 
 

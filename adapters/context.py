@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from foresight.adapters.config import AdapterConfig, Grid
+from foresight.adapters.features import check_features, check_grids
 from foresight.adapters.layer import EPS
 from foresight.adapters.lengths import true_tokens, zero_tail
-from foresight.adapters.positions import FactorisedPositions, check_grid_tokens
+from foresight.adapters.positions import FactorisedPositions
 
-__all__ = ["FeatureContext", "FeatureStream", "check_features"]
+__all__ = ["FeatureContext", "FeatureStream"]
 
 
 class FeatureStream(nn.Module):
@@ -43,9 +42,9 @@ class FeatureContext(nn.Module):
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
+        self._config = config
         self.vlm = FeatureStream(config.vlm_dim, config.hidden_dim, config.max_grid)
         self.dino = FeatureStream(config.dino_dim, config.hidden_dim, config.dino_max_grid)
-        self._dims = config.vlm_dim, config.dino_dim
 
     def forward(
         self,
@@ -62,33 +61,12 @@ class FeatureContext(nn.Module):
         Takes `vlm_hidden_states` [B, N, vlm_dim] and `dino_hidden_states` [B, M, dino_dim].
         Raises ValueError for wrong feature sizes, grids and lengths.
         """
-        check_features(vlm_hidden_states, dino_hidden_states, *self._dims)
-        tokens = vlm_hidden_states.shape[1]
-        if vlm_grid is not None:
-            check_grid_tokens("vlm", vlm_grid, tokens, padded=vlm_lengths is not None)
-        if dino_grid is not None:
-            check_grid_tokens("dino", dino_grid, dino_hidden_states.shape[1], padded=False)
+        check_features(self._config, vlm_hidden_states, dino_hidden_states)
+        check_grids(vlm_hidden_states, dino_hidden_states, vlm_grid, dino_grid, vlm_lengths)
         keep = None
         if vlm_lengths is not None:
-            most = tokens if vlm_grid is None else math.prod(vlm_grid)
-            keep = true_tokens(vlm_lengths, vlm_hidden_states, most=most)
+            keep = true_tokens(vlm_lengths, vlm_hidden_states, grid=vlm_grid)
             vlm_hidden_states = zero_tail(vlm_hidden_states, keep)
         dino = self.dino(dino_hidden_states, dino_grid)
         context = torch.cat([dino, self.vlm(vlm_hidden_states, vlm_grid)], dim=1)
         return context, None if keep is None else pad(keep, (dino.shape[1], 0), value=True)
-
-
-def check_features(
-    vlm_hidden_states: Tensor, dino_hidden_states: Tensor, vlm_dim: int, dino_dim: int
-) -> None:
-    """Raise ValueError unless the features are [B, N, vlm_dim] and [B, M, dino_dim] with M at least 1."""
-    streams = (("vlm", vlm_hidden_states, vlm_dim), ("dino", dino_hidden_states, dino_dim))
-    for name, hidden_states, dim in streams:
-        if hidden_states.ndim != 3 or hidden_states.shape[2] != dim:
-            shape = tuple(hidden_states.shape)
-            raise ValueError(f"{name}_hidden_states of shape {shape}: must be [batch, tokens, {dim}]")
-    if vlm_hidden_states.shape[0] != dino_hidden_states.shape[0]:
-        batches = f"{vlm_hidden_states.shape[0]} and {dino_hidden_states.shape[0]}"
-        raise ValueError(f"batches of {batches}: vlm_hidden_states and dino_hidden_states must have the same")
-    if dino_hidden_states.shape[1] == 0:
-        raise ValueError("dino_hidden_states has no tokens: at least one is needed")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from foresight.adapters.config import Grid
 
-__all__ = ["FactorisedPositions", "check_grid_tokens"]
+__all__ = ["FactorisedPositions"]
 
 
 class FactorisedPositions(nn.Module):
@@ -36,10 +34,3 @@ class FactorisedPositions(nn.Module):
         t, h, w = grid
         embeddings = self.time[:t, None, None] + self.row[None, :h, None] + self.column[None, None, :w]
         return embeddings.flatten(0, 2)
-
-
-def check_grid_tokens(stream: str, grid: Grid, tokens: int, *, padded: bool) -> None:
-    """Raise ValueError unless `grid` has as many tokens as the stream; a padded stream may have more."""
-    expected = math.prod(grid)
-    if tokens != expected and not (padded and tokens > expected):
-        raise ValueError(f"{stream}_grid {grid}: has {expected} tokens, {stream}_hidden_states has {tokens}")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from foresight.adapters.config import AdapterConfig, Grid
+from foresight.adapters.config import LATENT_ARCHITECTURES, AdapterConfig, Grid
 from foresight.adapters.errors import AdapterError
 
 __all__ = ["PRESETS", "AdapterShape", "adapter_config"]
@@ -39,9 +39,13 @@ PRESETS: Mapping[str, Mapping[str, AdapterShape]] = {
         "50m": AdapterShape(hidden_dim=768, num_layers=4, num_heads=12, ff_dim=4352),
         "100m": AdapterShape(hidden_dim=1152, num_layers=4, num_heads=18, ff_dim=5760),
     },
+    # The probe has the size that the encoders' widths give it.
+    "linear": {"probe": AdapterShape(hidden_dim=0, num_layers=0, num_heads=0, ff_dim=0)},
+    "mlp": {"10m": AdapterShape(hidden_dim=768, num_layers=4, num_heads=0, ff_dim=1088)},
+    "bottleneck": {"10m": AdapterShape(hidden_dim=512, num_layers=0, num_heads=0, ff_dim=168)},
+    "lora": {"10m": AdapterShape(hidden_dim=64, num_layers=0, num_heads=0, ff_dim=672)},
+    "perceiver": {"10m": AdapterShape(hidden_dim=384, num_layers=3, num_heads=6, ff_dim=1280)},
 }
-
-_LATENT = ("cross_attention", "linear", "mlp")
 
 
 def adapter_config(
@@ -67,7 +71,7 @@ def adapter_config(
     if size not in sizes:
         raise AdapterError(f"size {size!r}: {architecture} has {', '.join(sizes)}")
     shape = sizes[size]
-    latent = architecture in _LATENT
+    latent = architecture in LATENT_ARCHITECTURES
     if num_queries is None:
         num_queries = math.prod(output_grid) if latent and output_grid is not None else 77
     return AdapterConfig(
