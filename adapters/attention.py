@@ -40,6 +40,7 @@ class CrossAttention(nn.Module):
         Returns [B, Q, hidden_dim].
         `mask` [B, K] is boolean, true where a context token takes part; every row needs one such token.
         """
+        # The fused kernels of SDPA take equal batches only.
         query = self.q(hidden_states).expand(context.shape[0], -1, -1)
         key, value = self.kv(context).chunk(2, dim=-1)
         output: Tensor = self.out(_attend(query, key, value, self.num_heads, mask))

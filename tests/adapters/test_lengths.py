@@ -18,6 +18,14 @@ def test_tokens_past_the_grid_never_count() -> None:
         true_tokens(torch.tensor([5]), torch.zeros(1, 6, 1), grid=(1, 2, 2))
 
 
+def test_lengths_that_cannot_be_read_count_at_most_the_tokens_of_the_grid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    mask = true_tokens(torch.tensor([5, -1]), torch.zeros(2, 6, 1), grid=(1, 2, 2))
+    assert mask.sum(1).tolist() == [4, 0]
+
+
 def test_mean_is_of_the_true_tokens() -> None:
     hidden_states = torch.tensor([[[1.0], [3.0], [float("nan")]], [[5.0], [float("inf")], [9.0]]])
     mean = masked_mean(hidden_states, torch.tensor([2, 1]))
