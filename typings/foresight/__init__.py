@@ -1,0 +1,1 @@
+../../foresight/__init__.py
