@@ -7,6 +7,18 @@ from foresight.adapters.build import build_adapter
 from foresight.adapters.checkpoint import load_adapter, save_adapter
 from foresight.adapters.config import AdapterConfig, Grid
 from foresight.adapters.cross_attention import CrossAttentionAdapter
+from foresight.adapters.engine_error import EngineError
+from foresight.adapters.engine_file import EngineFile, is_engine_archive, read_bare_plan
+from foresight.adapters.engine_manifest import (
+    WEIGHTS,
+    EngineBucket,
+    EngineManifest,
+    EngineMember,
+    EngineParity,
+    EngineTarget,
+)
+from foresight.adapters.engine_weights import load_engine_adapter
+from foresight.adapters.engine_writer import MemberSource, write_engine
 from foresight.adapters.errors import AdapterError
 from foresight.adapters.linear import LinearAdapter
 from foresight.adapters.lora import LoRAAdapter
@@ -17,6 +29,7 @@ from foresight.adapters.query import ScalableQueryAdapter
 
 __all__ = [
     "PRESETS",
+    "WEIGHTS",
     "Adapter",
     "AdapterBody",
     "AdapterConfig",
@@ -24,14 +37,26 @@ __all__ = [
     "AdapterShape",
     "BottleneckAdapter",
     "CrossAttentionAdapter",
+    "EngineBucket",
+    "EngineError",
+    "EngineFile",
+    "EngineManifest",
+    "EngineMember",
+    "EngineParity",
+    "EngineTarget",
     "Grid",
     "LinearAdapter",
     "LoRAAdapter",
     "MLPAdapter",
+    "MemberSource",
     "PerceiverAdapter",
     "ScalableQueryAdapter",
     "adapter_config",
     "build_adapter",
+    "is_engine_archive",
     "load_adapter",
+    "load_engine_adapter",
+    "read_bare_plan",
     "save_adapter",
+    "write_engine",
 ]
