@@ -1,0 +1,25 @@
+"""What a benchmark's figures were measured on, put into the file that holds them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from foresight.runtime.environment import describe_hardware, find_commit, library_versions
+
+__all__ = ["describe_environment"]
+
+
+def describe_environment() -> dict[str, Any]:
+    """Hardware, threads, versions, commit and how busy the machine was at the end, as JSON values."""
+    cuda = torch.cuda.is_available()
+    return {
+        "hardware": describe_hardware("cuda" if cuda else "cpu"),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if cuda else None,
+        "versions": library_versions(),
+        "commit": find_commit(),
+        "load_average": os.getloadavg(),
+    }

@@ -1,0 +1,73 @@
+"""A clip's frames cut into the chunks that the models see; knows nothing of models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foresight.media import FrameBatch
+
+__all__ = ["Chunk", "split_into_chunks"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Chunk:
+    """Consecutive frames of a clip; the first of them is also the last of the chunk before.
+
+    `frames` is uint8 [num_frames, H, W, 3], a short last chunk filled up by repeating its last frame. Chunk k
+    begins at frame k * (num_frames - 1) of the clip. `batch` holds the frames that are this chunk's own to
+    emit: neither the overlap nor the filling.
+    """
+
+    index: int
+    frames: NDArray[np.uint8]
+    batch: FrameBatch
+
+    @property
+    def emitted(self) -> slice:
+        """Which of `frames` are the chunk's own to emit."""
+        overlap = 0 if self.index == 0 else 1
+        return slice(overlap, overlap + len(self.batch))
+
+
+def split_into_chunks(batches: Iterable[FrameBatch], num_frames: int) -> Iterator[Chunk]:
+    """Cut batches of any lengths into chunks of `num_frames` frames that overlap by one.
+
+    Holds one chunk and one batch at a time. Raises ValueError for less than 2 frames a chunk and when the
+    frames change their size.
+    """
+    if num_frames < 2:
+        raise ValueError(f"num_frames {num_frames}: a chunk needs one frame of overlap and a new one")
+    index = 0
+    frames: list[NDArray[np.uint8]] = []
+    timestamps: list[float] = []
+    fps = Fraction(1)
+    for batch in batches:
+        fps = batch.fps
+        for frame, timestamp in zip(batch.frames, batch.timestamps, strict=True):
+            if frames and frame.shape != frames[0].shape:
+                raise ValueError(f"frames change from {_size(frames[0])} to {_size(frame)} within the clip")
+            frames.append(frame)
+            timestamps.append(timestamp)
+            if len(frames) == num_frames:
+                yield _chunk(index, frames, timestamps, fps, num_frames)
+                index, frames, timestamps = index + 1, frames[-1:], timestamps[-1:]
+    if len(frames) > min(index, 1):
+        yield _chunk(index, frames, timestamps, fps, num_frames)
+
+
+def _chunk(
+    index: int, frames: list[NDArray[np.uint8]], timestamps: list[float], fps: Fraction, num_frames: int
+) -> Chunk:
+    filled = np.stack([*frames, *[frames[-1]] * (num_frames - len(frames))])
+    own = slice(0 if index == 0 else 1, len(frames))
+    batch = FrameBatch(frames=filled[own], timestamps=np.array(timestamps[own], np.float64), fps=fps)
+    return Chunk(index=index, frames=filled, batch=batch)
+
+
+def _size(frame: NDArray[np.uint8]) -> str:
+    return f"{frame.shape[1]}x{frame.shape[0]}"

@@ -1,0 +1,183 @@
+"""One clip from its file to the files of its reconstruction, and what was measured on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from foresight.media import ClipInfo, ClipReader, FrameBatch
+from foresight.models.presets import StackConfig
+from foresight.models.sigmas import sigma_schedule
+from foresight.models.stack_file import load_config
+from foresight.runtime.background import ReadAhead, WriteBehind
+from foresight.runtime.config import OutputSize, PipelineConfig
+from foresight.runtime.device import check_device_name
+from foresight.runtime.environment import describe_hardware, find_commit, library_versions
+from foresight.runtime.options import ReconstructOptions
+from foresight.runtime.outputs import Outputs, check_paths
+from foresight.runtime.report import Report
+
+# What imports torch is imported inside the functions that need it: a clip or an output that is refused must
+# not wait for it.
+if TYPE_CHECKING:
+    from foresight.runtime.loading import LoadedModels
+    from foresight.runtime.pipeline import Pipeline
+    from foresight.runtime.quality import QualityMeter
+    from foresight.runtime.timing import StageClock
+
+__all__ = ["reconstruct"]
+
+_BATCH_BYTES = 2**25
+_BATCHES_AHEAD = 2
+_CHUNKS_BEHIND = 2
+
+
+def reconstruct(options: ReconstructOptions, *, own_process: bool = False) -> Report:
+    """Reconstruct a clip; the clip and all outputs are checked before any model is loaded.
+
+    `own_process` says that nothing but this job runs in the process, so that its imports may leave out what
+    the job does not need. Raises ValueError (ClipError, AdapterError, ReconstructError) in one line for what
+    the user can mend; no output is left then.
+    """
+    config = PipelineConfig(mode=options.mode, steps=options.steps, seed=options.seed, size=options.size)
+    check_device_name(options.device)
+    stack_config = load_config(options.stack)
+    sigma_schedule(stack_config, options.steps)
+    check_paths(options)
+    with ClipReader(options.clip) as reader:
+        size = _output_size(options.size, reader.info, stack_config)
+        with Outputs(options, size=size, fps=reader.info.fps, audio=reader.info.has_audio) as outputs:
+            begun = time.perf_counter()
+            models = _load(options, own_process=own_process)
+            load_seconds = time.perf_counter() - begun
+            from foresight.runtime.pipeline import Pipeline
+            from foresight.runtime.quality import QualityMeter
+
+            pipeline, meter = Pipeline(models.stack, models.adapter, config), QualityMeter()
+            run = _run(reader, outputs, pipeline, meter, show_source=options.compare is not None)
+            report = _report(options, reader.info, size, models, pipeline, meter, run, load_seconds)
+            outputs.write_report(report)
+            return report
+
+
+def _load(options: ReconstructOptions, *, own_process: bool) -> LoadedModels:
+    from foresight.runtime.loading import load_models
+
+    return load_models(
+        options.stack,
+        mode=options.mode,
+        device=options.device,
+        random_weights=options.random_weights,
+        own_process=own_process,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    frames: int
+    seconds: float
+    first_frame_seconds: float
+    warnings: tuple[str, ...]
+
+
+def _run(
+    reader: ClipReader, outputs: Outputs, pipeline: Pipeline, meter: QualityMeter, *, show_source: bool
+) -> _Run:
+    clock, info = pipeline.clock, reader.info
+
+    def write(pair: tuple[FrameBatch, FrameBatch | None]) -> None:
+        with clock.host_stage("write"):
+            outputs.write(*pair)
+
+    begun = time.perf_counter()
+    first_frame_seconds, frames = 0.0, 0
+    size = max(1, min(8, _BATCH_BYTES // (info.width * info.height * 3)))
+    with (
+        WriteBehind(write, _CHUNKS_BEHIND) as writer,
+        ReadAhead(_timed(reader.batches(size), clock), _BATCHES_AHEAD) as batches,
+        tqdm(total=info.num_frames, unit=" frames", disable=None) as progress,
+    ):
+        for chunk in pipeline.stream(batches, quality=meter):
+            first_frame_seconds = first_frame_seconds or time.perf_counter() - begun
+            frames += len(chunk.batch)
+            writer.put((chunk.batch, chunk.source if show_source else None))
+            progress.update(len(chunk.batch))
+    with clock.host_stage("write"):
+        sound = outputs.close()
+    return _Run(
+        frames=frames,
+        seconds=time.perf_counter() - begun,
+        first_frame_seconds=first_frame_seconds,
+        warnings=((reader.warning,) if reader.warning else ()) + sound,
+    )
+
+
+def _timed(batches: Iterator[FrameBatch], clock: StageClock) -> Iterator[FrameBatch]:
+    while True:
+        with clock.host_stage("read"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _output_size(choice: OutputSize, info: ClipInfo, stack: StackConfig) -> tuple[int, int]:
+    source = (info.height, info.width)
+    if choice == "source":
+        return source
+    from foresight.runtime.framing import Letterbox
+
+    return Letterbox(source, stack.size).fitted
+
+
+def _report(
+    options: ReconstructOptions,
+    info: ClipInfo,
+    size: tuple[int, int],
+    models: LoadedModels,
+    pipeline: Pipeline,
+    meter: QualityMeter,
+    run: _Run,
+    load_seconds: float,
+) -> Report:
+    import torch
+
+    from foresight.runtime.timing import peak_gpu_memory_mb, peak_memory_mb
+
+    timings = pipeline.clock.timings()
+    quality = timings.pop("quality", None)
+    return Report(
+        clip=info.name,
+        frames=run.frames,
+        fps=run.frames / run.seconds,
+        source_fps=float(info.fps),
+        width=size[1],
+        height=size[0],
+        model_size=models.stack.config.size,
+        psnr_db=meter.psnr_db,
+        ssim=meter.ssim,
+        stages=timings,
+        quality_ms=quality.total_ms if quality else 0.0,
+        first_frame_latency_ms=run.first_frame_seconds * 1e3,
+        load_seconds=load_seconds,
+        peak_memory_mb=peak_memory_mb(),
+        peak_gpu_memory_mb=peak_gpu_memory_mb(pipeline.device),
+        mode=options.mode,
+        steps=options.steps,
+        seed=options.seed,
+        stack=models.stack.config.name,
+        stack_fingerprint=models.stack.fingerprint,
+        random_weights=options.random_weights,
+        adapter=models.adapter_name,
+        device=str(pipeline.device),
+        dtype=str(pipeline.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        hardware=describe_hardware(str(pipeline.device)),
+        versions=library_versions(),
+        commit=find_commit(),
+        warnings=run.warnings,
+    )

@@ -1,0 +1,97 @@
+"""The models of one command, ready on their device."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from foresight.adapters import Adapter, adapter_config, build_adapter, load_adapter
+from foresight.models.stack import Stack
+from foresight.runtime.config import Mode
+from foresight.runtime.device import find_device
+from foresight.runtime.libraries import without_compilers
+
+__all__ = ["LoadedModels", "default_dtype", "load_models", "untrained_adapter"]
+
+_ADAPTER_SIZE = "10m"
+_MODEL_CLASSES = (
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "timm.models.vision_transformer",
+    "diffusers.models.autoencoders.autoencoder_kl_ltx",
+    "diffusers.models.transformers.transformer_ltx",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModels:
+    """A stack, the adapter that fits it, and what that adapter is called in a report."""
+
+    stack: Stack
+    adapter: Adapter
+    adapter_name: str
+
+
+def load_models(
+    stack_name: str,
+    *,
+    mode: Mode = "conditioning",
+    device: str = "auto",
+    random_weights: bool = False,
+    own_process: bool = False,
+) -> LoadedModels:
+    """Load a stack and its 10M adapter for `mode`, both in the device's usual dtype.
+
+    Random weights come with an untrained adapter of the same size. With
+    `own_process` the libraries are imported without their compilers (see `without_compilers`). Raises
+    ValueError (ReconstructError, AdapterError, ...) in one line for an unknown stack or device and for
+    weights that are missing or do not belong together.
+    """
+    with without_compilers() if own_process else nullcontext():
+        for name in _MODEL_CLASSES:
+            importlib.import_module(name)
+    place = find_device(device)
+    dtype = default_dtype(place)
+    stack = Stack.load(stack_name, device=place, dtype=dtype, random_weights=random_weights)
+    if random_weights:
+        adapter = untrained_adapter(stack, mode).to(place, dtype)
+        return LoadedModels(stack=stack, adapter=adapter, adapter_name=f"{mode}_{_ADAPTER_SIZE}, untrained")
+    folder = stack.adapter_folder(mode)
+    adapter = load_adapter(folder, stack_fingerprint=stack.fingerprint, device=place, dtype=dtype)
+    return LoadedModels(stack=stack, adapter=adapter, adapter_name=folder.name)
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it, else float32."""
+    if device.type == "cuda" or _cpu_computes_in_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def untrained_adapter(stack: Stack, mode: Mode, *, size: str = _ADAPTER_SIZE, seed: int = 0) -> Adapter:
+    """A freshly initialised adapter of a preset size that fits a stack, on the CPU in fp32."""
+    decoder = stack.decoder
+    outputs = decoder.denoiser.transformer.config.caption_channels
+    if mode == "latent":
+        outputs = decoder.vae.config.latent_channels
+    config = adapter_config(
+        "query" if mode == "conditioning" else "cross_attention",
+        size,
+        vlm_dim=stack.vlm.tower.config.out_hidden_size,
+        dino_dim=stack.dino.model.num_features,
+        output_dim=outputs,
+        output_grid=stack.config.latent_size if mode == "latent" else None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_adapter(config).eval()
+
+
+def _cpu_computes_in_bfloat16() -> bool:
+    # Elsewhere oneDNN takes bfloat16 by way of float32, and slower. Older versions of torch cannot be asked.
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,103 @@
+"""The files that a reconstruction leaves: each of them complete, or none."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from foresight.media import ClipWriter, FrameBatch
+from foresight.media.pending import PendingFile
+from foresight.runtime.errors import ReconstructError
+from foresight.runtime.options import ReconstructOptions
+from foresight.runtime.report import Report
+
+__all__ = ["Outputs", "check_paths"]
+
+
+def check_paths(options: ReconstructOptions) -> None:
+    """Raise ReconstructError where an output would replace the clip or another output."""
+    taken = {options.clip.resolve(): "the clip itself"}
+    for path in (options.output, options.compare, options.report):
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise ReconstructError(f"{path}: is {taken[path.resolve()]}; give every output a name of its own")
+        taken[path.resolve()] = "another output of this command"
+
+
+class Outputs:
+    """The output video, the comparison and the report of one command; a context manager.
+
+    All of them are opened at once, so that what cannot be written is refused before any work. Leaving the
+    with-block without `close` removes whatever has been begun.
+
+    Args:
+        options: says which outputs there are.
+        size: (height, width) of the reconstructed frames in pixels.
+        fps: average frame rate of the clip.
+        audio: whether the clip has sound to carry over.
+
+    Raises:
+        ClipError: an output exists and may not be replaced, or cannot be written.
+    """
+
+    def __init__(
+        self, options: ReconstructOptions, *, size: tuple[int, int], fps: Fraction, audio: bool
+    ) -> None:
+        self._size = size
+        sound = options.clip if audio else None
+        with ExitStack() as opened:
+            self._output = opened.enter_context(
+                _open_clip(options.output, size, fps, sound, options.overwrite)
+            )
+            self._compare = None
+            if options.compare is not None:
+                wide = (size[0], 2 * size[1])
+                self._compare = opened.enter_context(
+                    _open_clip(options.compare, wide, fps, sound, options.overwrite)
+                )
+            self._report = None
+            if options.report is not None:
+                self._report = PendingFile(options.report, overwrite=options.overwrite)
+                opened.callback(self._report.discard)
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._opened.__exit__(kind, error, trace)
+
+    def write(self, batch: FrameBatch, source: FrameBatch) -> None:
+        """Append reconstructed frames, and beside them (left) the source's, which are of the same size."""
+        self._output.write(batch)
+        if self._compare is not None:
+            pair = np.concatenate([source.frames, batch.frames], axis=2)
+            self._compare.write(FrameBatch(frames=pair, timestamps=batch.timestamps, fps=batch.fps))
+
+    def close(self) -> tuple[str, ...]:
+        """Finish the videos and give them their names; returns what has to be said about their sound."""
+        self._output.close()
+        if self._compare is not None:
+            self._compare.close()
+        return (self._output.warning,) if self._output.warning else ()
+
+    def write_report(self, report: Report) -> None:
+        """Write the report where one was asked for. Raises ClipError when it cannot be written."""
+        if self._report is not None:
+            self._report.temporary.write_text(report.to_json(), encoding="utf-8")
+            self._report.commit()
+
+
+def _open_clip(
+    path: Path, size: tuple[int, int], fps: Fraction, sound: Path | None, overwrite: bool
+) -> ClipWriter:
+    height, width = size
+    return ClipWriter(path, width=width, height=height, fps=fps, audio_from=sound, overwrite=overwrite)
