@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from foresight.models.initialization import fill_with_noise, skip_random_values
 from torch import nn
+
+from foresight.models.initialization import fill_with_noise, skip_random_values
 
 __all__ = ["build_dino", "build_empty", "build_random", "build_transformer", "build_vae", "build_vlm"]
 

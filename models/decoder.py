@@ -7,11 +7,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from foresight.models.denoiser import Conditioning, LTXDenoiser
 from foresight.models.latents import denormalize_latents
 from foresight.models.noise import latent_noise
 from foresight.models.presets import StackConfig
-from torch import Tensor, nn
 
 __all__ = ["LTXDecoder"]
 

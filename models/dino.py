@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from foresight.models.pixels import PixelPreprocessor
 from torch import Tensor, nn
+
+from foresight.models.pixels import PixelPreprocessor
 
 __all__ = ["DinoExtractor"]
 

@@ -29,8 +29,8 @@ _RANDOM_FILLS = frozenset(
 class skip_random_values(TorchFunctionMode):  # noqa: N801 - used like a function: `with skip_random_values():`
     """Inside this context random fills do nothing, so that modules are built at once.
 
-    Values that are computed (rotary tables, ones, zeros) are made as ever. The meta device would do the same at
-    the price of importing torch's compiler, and would leave those values to be mended.
+    Values that are computed (rotary tables, ones, zeros) are made as ever. The meta device would do the same
+    at the price of importing torch's compiler, and would leave those values to be mended.
     """
 
     def __torch_function__(
@@ -49,8 +49,8 @@ class skip_random_values(TorchFunctionMode):  # noqa: N801 - used like a functio
 def fill_with_noise(module: nn.Module, *, seed: int = 0) -> None:
     """Give a module cheap random weights, for latency work.
 
-    Matrices are normal with variance 1 / fan-in, so that activations stay finite in 16 bits; biases are 0, other
-    vectors 1. Buffers and what is not learned stay.
+    Matrices are normal with variance 1 / fan-in, so that activations stay finite in 16 bits; biases are 0,
+    other vectors 1. Buffers and what is not learned stay.
     """
     generator: torch.Generator | None = None
     with torch.no_grad():

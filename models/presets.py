@@ -81,8 +81,11 @@ STACKS: Mapping[str, StackConfig] = {
         dino_frames=(4,),
         vlm="Qwen/Qwen2.5-VL-7B-Instruct",
         dino="timm/vit_large_patch14_dinov2.lvd142m",
-        transformer="Lightricks/LTX-Video-0.9.8-13B-distilled",
-        vae="Lightricks/LTX-Video-0.9.8-13B-distilled",
+        # Of 0.9.8 distilled, only the 13B model has a repository in diffusers' layout; the 2B model is a
+        # single file. Lightricks/LTX-Video-0.9.5 is a 2B model in that layout, but neither 0.9.8 nor
+        # distilled.
+        transformer="Lightricks/LTX-Video/ltxv-2b-0.9.8-distilled.safetensors",
+        vae="Lightricks/LTX-Video/ltxv-2b-0.9.8-distilled.safetensors",
         schedule="distilled",
         causal_positions=True,
         decode_timestep=0.05,

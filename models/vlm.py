@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from foresight.models.pixels import PixelPreprocessor
-from foresight.models.windows import WindowLayout, build_window_layout
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from foresight.models.pixels import PixelPreprocessor
+from foresight.models.windows import WindowLayout, build_window_layout
 
 __all__ = ["QwenLatentExtractor"]
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from foresight.models.architectures import (
     build_dino,
     build_random,
@@ -13,7 +15,6 @@ from foresight.models.architectures import (
     build_vlm,
 )
 from foresight.models.presets import ARCHITECTURES
-from torch import nn
 
 from .towers import DINO, TRANSFORMER, VAE, VLM
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from foresight.models.architectures import build_transformer, build_vae
 from foresight.models.decoder import LTXDecoder
 from foresight.models.presets import STACKS

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from foresight.models.architectures import build_transformer
 from foresight.models.denoiser import LTXDenoiser
-from torch import Tensor
 
 from .towers import TRANSFORMER, randomize
 

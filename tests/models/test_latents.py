@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from foresight.models.architectures import build_vae
 from foresight.models.latents import LTXLatentExtractor, denormalize_latents
 

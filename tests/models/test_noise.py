@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from foresight.models.noise import latent_noise
 from torch import Tensor
+
+from foresight.models.noise import latent_noise
 
 
 def _noise(

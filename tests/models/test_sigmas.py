@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+
 from foresight.models.presets import STACKS
 from foresight.models.sigmas import distilled_sigmas, linear_sigmas, sigma_schedule
 

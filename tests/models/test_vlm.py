@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from foresight.models.vlm import QwenLatentExtractor
 from torch import Tensor
+
+from foresight.models.vlm import QwenLatentExtractor
 
 
 @pytest.fixture(scope="module")
