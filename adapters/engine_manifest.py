@@ -223,7 +223,9 @@ def _refuse_constant(name: str) -> None:
 
 def _adapter(values: object) -> AdapterConfig:
     content = _check_keys("adapter", values, AdapterConfig)
-    grids = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    grids: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
+    }
     for name, value in content.items():
         # The adapter is built before its weights are compared with it: a claim must not exhaust the memory.
         if isinstance(value, int) and value > _LARGEST_SIZE:
