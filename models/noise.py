@@ -25,7 +25,11 @@ def latent_noise(
         for frame in range(frames):
             generator.manual_seed(_stable_seed(seed, first_index + frame, clip, purpose))
             torch.randn(channels, height, width, generator=generator, out=noise[clip, frame])
-    return noise.transpose(1, 2).contiguous().to(device)
+    noise = noise.transpose(1, 2).contiguous()
+    if device.type == "cuda":
+        # From pinned memory the copy waits for nothing that the device still has to do.
+        return noise.pin_memory().to(device, non_blocking=True)
+    return noise.to(device)
 
 
 def _stable_seed(seed: int, index: int, clip: int, purpose: str) -> int:
