@@ -17,6 +17,7 @@ from foresight.runtime.background import ReadAhead, WriteBehind
 from foresight.runtime.config import OutputSize, PipelineConfig
 from foresight.runtime.device import check_device_name
 from foresight.runtime.environment import describe_hardware, find_commit, library_versions
+from foresight.runtime.libraries import import_libraries
 from foresight.runtime.options import ReconstructOptions
 from foresight.runtime.outputs import Outputs, check_paths
 from foresight.runtime.report import Report
@@ -58,21 +59,19 @@ def reconstruct(options: ReconstructOptions, *, own_process: bool = False) -> Re
             from foresight.runtime.quality import QualityMeter
 
             pipeline, meter = Pipeline(models.stack, models.adapter, config), QualityMeter()
-            run = _run(reader, outputs, pipeline, meter, show_source=options.compare is not None)
+            run = _run(reader, outputs, pipeline, meter)
             report = _report(options, reader.info, size, models, pipeline, meter, run, load_seconds)
             outputs.write_report(report)
             return report
 
 
 def _load(options: ReconstructOptions, *, own_process: bool) -> LoadedModels:
+    if own_process:
+        import_libraries()
     from foresight.runtime.loading import load_models
 
     return load_models(
-        options.stack,
-        mode=options.mode,
-        device=options.device,
-        random_weights=options.random_weights,
-        own_process=own_process,
+        options.stack, mode=options.mode, device=options.device, random_weights=options.random_weights
     )
 
 
@@ -84,14 +83,13 @@ class _Run:
     warnings: tuple[str, ...]
 
 
-def _run(
-    reader: ClipReader, outputs: Outputs, pipeline: Pipeline, meter: QualityMeter, *, show_source: bool
-) -> _Run:
+def _run(reader: ClipReader, outputs: Outputs, pipeline: Pipeline, meter: QualityMeter) -> _Run:
     clock, info = pipeline.clock, reader.info
 
     def write(pair: tuple[FrameBatch, FrameBatch | None]) -> None:
+        batch, source = pair
         with clock.host_stage("write"):
-            outputs.write(*pair)
+            outputs.write(batch, source)
 
     begun = time.perf_counter()
     first_frame_seconds, frames = 0.0, 0
@@ -104,7 +102,7 @@ def _run(
         for chunk in pipeline.stream(batches, quality=meter):
             first_frame_seconds = first_frame_seconds or time.perf_counter() - begun
             frames += len(chunk.batch)
-            writer.put((chunk.batch, chunk.source if show_source else None))
+            writer.put((chunk.batch, chunk.source if outputs.wants_source else None))
             progress.update(len(chunk.batch))
     with clock.host_stage("write"):
         sound = outputs.close()

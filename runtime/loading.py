@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +12,10 @@ from foresight.adapters import Adapter, adapter_config, build_adapter, load_adap
 from foresight.models.stack import Stack
 from foresight.runtime.config import Mode
 from foresight.runtime.device import find_device
-from foresight.runtime.libraries import without_compilers
 
 __all__ = ["LoadedModels", "default_dtype", "load_models", "untrained_adapter"]
 
 _ADAPTER_SIZE = "10m"
-_MODEL_CLASSES = (
-    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
-    "timm.models.vision_transformer",
-    "diffusers.models.autoencoders.autoencoder_kl_ltx",
-    "diffusers.models.transformers.transformer_ltx",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,18 +33,13 @@ def load_models(
     mode: Mode = "conditioning",
     device: str = "auto",
     random_weights: bool = False,
-    own_process: bool = False,
 ) -> LoadedModels:
     """Load a stack and its 10M adapter for `mode`, both in the device's usual dtype.
 
-    Random weights come with an untrained adapter of the same size. With
-    `own_process` the libraries are imported without their compilers (see `without_compilers`). Raises
-    ValueError (ReconstructError, AdapterError, ...) in one line for an unknown stack or device and for
-    weights that are missing or do not belong together.
+    Random weights come with an untrained adapter of the same size. Raises ValueError (StackError,
+    AdapterError, ReconstructError) in one line for an unknown stack or device and for weights that are
+    missing or do not belong together.
     """
-    with without_compilers() if own_process else nullcontext():
-        for name in _MODEL_CLASSES:
-            importlib.import_module(name)
     place = find_device(device)
     dtype = default_dtype(place)
     stack = Stack.load(stack_name, device=place, dtype=dtype, random_weights=random_weights)

@@ -75,11 +75,21 @@ class Outputs:
     ) -> None:
         self._opened.__exit__(kind, error, trace)
 
-    def write(self, batch: FrameBatch, source: FrameBatch) -> None:
-        """Append reconstructed frames, and beside them (left) the source's, which are of the same size."""
+    @property
+    def wants_source(self) -> bool:
+        """Whether the clip's own frames are shown beside the reconstructed ones."""
+        return self._compare is not None
+
+    def write(self, batch: FrameBatch, source: FrameBatch | None = None) -> None:
+        """Append reconstructed frames; in the comparison those of `source` stand on their left, scaled."""
         self._output.write(batch)
-        if self._compare is not None:
-            pair = np.concatenate([source.frames, batch.frames], axis=2)
+        if self._compare is not None and source is not None:
+            import torch
+
+            from foresight.runtime.framing import resize
+
+            left = resize(torch.from_numpy(source.frames), self._size).numpy()
+            pair = np.concatenate([left, batch.frames], axis=2)
             self._compare.write(FrameBatch(frames=pair, timestamps=batch.timestamps, fps=batch.fps))
 
     def close(self) -> tuple[str, ...]:

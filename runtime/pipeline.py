@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -122,13 +122,14 @@ class _Launched:
 
     def __init__(self, chunk: Chunk, frames: Tensor) -> None:
         self.chunk = chunk
-        self._done: torch.cuda.Event | None = None
+        self._done: Any = None  # torch leaves its events untyped
         if frames.is_cuda:
             # Into pinned memory the copy runs beside the host, which waits for the event when it needs the
             # frames.
             self._frames = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
             self._frames.copy_(frames, non_blocking=True)
-            self._done = torch.cuda.Event()
+            new_event: Any = torch.cuda.Event
+            self._done = new_event()
             self._done.record()
         else:
             self._frames = frames

@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = tyro.cli(ReconstructOptions, args=arguments, prog=_NAME)
     if arguments is None:
-        # Threads of OpenMP wait in a loop by default, which takes the core from the thread that reads, the one
-        # that writes and whatever else runs on the machine: a busy machine is several times slower then.
+        # Threads of OpenMP wait in a loop by default, which takes the core from the thread that reads, the
+        # one that writes and whatever else runs on the machine: a busy machine is several times slower then.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         report = reconstruct(options, own_process=arguments is None)
