@@ -1,0 +1,29 @@
+"""The nano stack's training, from nothing to a stack that loads, at the smallest size there is."""
+
+from pathlib import Path
+
+import pytest
+
+from foresight.adapters import load_adapter
+from foresight.models.stack import Stack
+from foresight.training.config import NanoConfig
+from foresight.training.nano import NanoTraining
+
+
+@pytest.mark.slow
+def test_every_stage_trains_and_a_finished_one_is_not_trained_twice(tmp_path: Path) -> None:
+    config = NanoConfig(run=tmp_path, device="cpu", pool=16, length=1e-6, batch=2)
+    assert NanoTraining(config).run()
+    stack = Stack.load(str(tmp_path / "stack"))
+    for mode in ("conditioning", "latent"):
+        adapter = load_adapter(stack.adapter_folder(mode), stack_fingerprint=stack.fingerprint)
+        assert adapter.config.mode == mode
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert NanoTraining(config).run()
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+
+
+def test_a_stage_without_its_forerunner_is_refused(tmp_path: Path) -> None:
+    config = NanoConfig(run=tmp_path, device="cpu", pool=2, length=1e-6, batch=2, stages=("latent_10m",))
+    with pytest.raises(ValueError, match="train stage 'vlm' first"):
+        NanoTraining(config).run()

@@ -1,0 +1,100 @@
+"""Training of one adapter on one stack."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from foresight.adapters import Adapter, adapter_config, build_adapter, save_adapter
+from foresight.models.stack import Stack
+from foresight.training.bridging import AdapterTask, ConditioningTask, LatentTask, Pool
+from foresight.training.clips import ClipPool
+from foresight.training.conditioning import ConditioningEncoder
+from foresight.training.config import AdapterTrainingConfig
+from foresight.training.device import choose_device
+from foresight.training.footage import FootagePool
+from foresight.training.loop import Loop, LoopConfig
+
+__all__ = ["AdapterTrainer"]
+
+LATENT_ARCHITECTURES = ("cross_attention", "linear", "mlp")
+
+
+class AdapterTrainer:
+    """Trains an adapter between a stack's frozen encoders and its frozen decoder.
+
+    `pool` and `teacher` (the transformer's own conditioning encoder) replace what the configuration describes;
+    the nano stack's training has both at hand.
+    """
+
+    def __init__(
+        self,
+        config: AdapterTrainingConfig,
+        *,
+        pool: Pool | None = None,
+        teacher: ConditioningEncoder | None = None,
+    ) -> None:
+        config.check()
+        self.config = config
+        self.deadline = time.monotonic() + 60 * config.minutes
+        self.device = choose_device(config.device)
+        # Master weights are float32; the loop's autocast chooses the arithmetic.
+        self.stack = Stack.load(config.stack, device=self.device, dtype=torch.float32)
+        torch.manual_seed(config.seed)
+        self.adapter = self.build()
+        self.task = self.assign(pool or self.draw_pool(), teacher)
+
+    def build(self) -> Adapter:
+        """A fresh adapter of the configured architecture and size, shaped for the stack."""
+        stack, latent = self.stack, self.config.architecture in LATENT_ARCHITECTURES
+        config = adapter_config(
+            self.config.architecture,
+            self.config.size,
+            vlm_dim=stack.vlm.tower.config.out_hidden_size,
+            dino_dim=stack.dino.model.embed_dim,
+            output_grid=stack.config.latent_size if latent else None,
+        )
+        return build_adapter(config).to(self.device)
+
+    def draw_pool(self) -> Pool:
+        """The configured clips, in memory on the device."""
+        config, stack = self.config, self.stack.config
+        if config.clips is None:
+            return ClipPool(
+                config.pool,
+                device=self.device,
+                seed=config.seed,
+                size=stack.size,
+                num_frames=stack.num_frames,
+            )
+        return FootagePool(
+            config.clips,
+            size=stack.size,
+            num_frames=stack.num_frames,
+            max_clips=config.pool,
+            device=self.device,
+        )
+
+    def assign(self, pool: Pool, teacher: ConditioningEncoder | None) -> AdapterTask:
+        """The task for what this adapter answers with."""
+        if self.adapter.config.output_grid is not None:
+            return LatentTask(self.adapter, self.stack, pool, self.config.batch)
+        return ConditioningTask(self.adapter, self.stack, pool, self.config.batch, teacher)
+
+    def train(self) -> bool:
+        """Train, write the checkpoint to `output` and return True; False where the minutes ran out first."""
+        config = self.config
+        config.run.mkdir(parents=True, exist_ok=True)
+        options = {name: str(value) for name, value in dataclasses.asdict(config).items()}
+        (config.run / "config.json").write_text(json.dumps(options, indent=2) + "\n")
+        loop = LoopConfig(steps=config.steps, muon_rate=config.muon_rate, adamw_rate=config.adamw_rate)
+        loss: Callable[[], dict[str, Tensor]] = self.task
+        if not Loop(self.task, loss, loop, config.run, adamw=AdapterTask.ADAMW).run(self.deadline):
+            return False
+        save_adapter(self.adapter, config.output, stack_fingerprint=self.stack.fingerprint)
+        return True

@@ -1,0 +1,121 @@
+"""The nano transformer's own conditioning: an encoder of latents that stands in for text and is thrown away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ConditioningEncoder", "VelocityTask", "pack_latents", "sample_sigmas", "velocity"]
+
+TIME_SHIFT = 2.0
+
+
+class ConditioningEncoder(nn.Module):
+    """Turn model-space latents [B, 128, T', H', W'] into `num_queries` tokens [B, 77, 4096].
+
+    One self-attention layer over the latents, two layers in which learned queries read them. While training, a
+    little noise before the last projection keeps neighbouring conditionings from meaning unrelated things.
+    """
+
+    def __init__(
+        self,
+        num_latents: int,
+        *,
+        channels: int = 128,
+        width: int = 256,
+        num_queries: int = 77,
+        output_dim: int = 4096,
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(channels, width)
+        self.positions = nn.Parameter(torch.randn(num_latents, width) * 0.02)
+        self.queries = nn.Parameter(torch.randn(num_queries, width) * 0.5)
+        options: dict[str, Any] = {
+            "dropout": 0.0,
+            "activation": "gelu",
+            "batch_first": True,
+            "norm_first": True,
+        }
+        self.encoder = nn.TransformerEncoderLayer(width, 4, 4 * width, **options)
+        self.readers = nn.ModuleList(
+            [nn.TransformerDecoderLayer(width, 4, 4 * width, **options) for _ in range(2)]
+        )
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, output_dim)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Encode latents; deterministic in evaluation mode."""
+        memory = self.encoder(self.embed(pack_latents(latents)) + self.positions)
+        hidden_states = self.queries.expand(latents.shape[0], -1, -1)
+        for reader in self.readers:
+            hidden_states = reader(hidden_states, memory)
+        hidden_states = self.norm(hidden_states)
+        if self.training:
+            hidden_states = hidden_states + 0.1 * torch.randn_like(hidden_states)
+        tokens: Tensor = self.project(hidden_states)
+        return tokens
+
+
+def pack_latents(latents: Tensor) -> Tensor:
+    """Turn [B, C, T', H', W'] into tokens [B, T' * H' * W', C]."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+def sample_sigmas(batch: int, *, at_one: float, device: torch.device) -> Tensor:
+    """Draw noise levels [batch] in (0, 1], shifted towards 1; the first share `at_one` is exactly 1.
+
+    The first step of sampling starts at 1, so that level must be trained and not only approached.
+    """
+    sigmas = torch.rand(batch, device=device)
+    sigmas = TIME_SHIFT * sigmas / (1 + (TIME_SHIFT - 1) * sigmas)
+    certain = torch.arange(batch, device=device) < round(batch * at_one)
+    return torch.where(certain, torch.ones_like(sigmas), sigmas)
+
+
+def velocity(transformer: Any, latents: Tensor, sigmas: Tensor, tokens: Tensor, fps: float) -> Tensor:
+    """The transformer's velocity [B, T' * H' * W', C] of noisy latents [B, C, T', H', W'] at `sigmas` [B]."""
+    frames, height, width = latents.shape[2:]
+    prediction: Tensor = transformer(
+        hidden_states=pack_latents(latents),
+        encoder_hidden_states=tokens,
+        timestep=sigmas * 1000.0,
+        encoder_attention_mask=None,
+        num_frames=frames,
+        height=height,
+        width=width,
+        rope_interpolation_scale=(8.0 / fps, 32.0, 32.0),
+        return_dict=False,
+    )[0]
+    return prediction
+
+
+class VelocityTask(nn.Module):
+    """The nano transformer and its conditioning encoder, trained together to predict velocities.
+
+    `latents` draws model-space latents [B, C, T', H', W'] of a batch of clips.
+    """
+
+    ADAMW = ("proj_in", "proj_out", "embed", "project")
+
+    def __init__(
+        self, transformer: Any, encoder: ConditioningEncoder, latents: Any, batch: int, fps: float
+    ) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.encoder = encoder
+        self.draw = latents
+        self.batch = batch
+        self.fps = fps
+
+    def forward(self) -> dict[str, Tensor]:
+        """Draw a batch and return the mean squared error of the velocity."""
+        latents = self.draw(self.batch)
+        sigmas = sample_sigmas(self.batch, at_one=0.1, device=latents.device)
+        noise = torch.randn_like(latents)
+        noisy = torch.lerp(latents, noise, sigmas[:, None, None, None, None])
+        prediction = velocity(self.transformer, noisy, sigmas, self.encoder(latents), self.fps).float()
+        error = (prediction - pack_latents(noise - latents)).square()
+        ones = round(self.batch * 0.1)
+        return {"loss": error.mean(), "at_one": error[:ones].mean()}

@@ -1,0 +1,236 @@
+"""Training of the nano stack from nothing: six stages, each on disk before the next begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+
+from foresight.models.architectures import build_dino, build_transformer, build_vae, build_vlm
+from foresight.models.dino import DinoExtractor
+from foresight.models.presets import ARCHITECTURES, STACKS
+from foresight.models.saving import save_stack
+from foresight.models.vlm import QwenLatentExtractor
+from foresight.training.adapter import AdapterTrainer
+from foresight.training.autoencoder import AutoencoderTask, initialise, measure_latents
+from foresight.training.clips import ClipPool
+from foresight.training.conditioning import ConditioningEncoder, VelocityTask
+from foresight.training.config import AdapterTrainingConfig, NanoConfig
+from foresight.training.device import choose_device
+from foresight.training.loop import Loop, LoopConfig
+from foresight.training.presets import STAGES
+from foresight.training.pretraining import MaskedPatchTask, SceneTask
+
+__all__ = ["NanoTraining"]
+
+CONFIG = STACKS["nano"]
+ARCHITECTURE = ARCHITECTURES["nano"]
+
+
+class NanoTraining:
+    """The stages of the nano stack's training, by name; a finished stage is loaded, never trained twice."""
+
+    def __init__(self, config: NanoConfig) -> None:
+        config.check()
+        self.config = config
+        self.device = choose_device(config.device)
+        self.deadline = time.monotonic() + 60 * config.minutes
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+
+    def run(self) -> bool:
+        """Train the chosen stages in the order of the table; return whether all of them are finished."""
+        self.config.run.mkdir(parents=True, exist_ok=True)
+        resolved = {key: str(value) for key, value in dataclasses.asdict(self.config).items()}
+        (self.config.run / "config.json").write_text(json.dumps(resolved, indent=2) + "\n")
+        for name in STAGES:
+            if name in self.config.stages and not self.finished(name):
+                torch.manual_seed(self.config.seed)
+                if not getattr(self, f"train_{name}")():
+                    return False
+        return True
+
+    @cached_property
+    def pool(self) -> ClipPool:
+        """The training clips; seeds from 1,000,000 up are never used for training, evaluation draws there."""
+        return ClipPool(self.config.pool, device=self.device, seed=self.config.seed)
+
+    def weights(self, stage: str) -> Path:
+        """Where a finished stage's weights lie."""
+        return self.config.run / stage / "weights.safetensors"
+
+    def finished(self, stage: str) -> bool:
+        """Whether a stage's result is on disk."""
+        return (
+            self.weights(stage).exists() or (self.stack_folder / "adapters" / stage / "config.json").exists()
+        )
+
+    def train_vae(self) -> bool:
+        """The video autoencoder, then the statistics of its latents."""
+        vae = build_vae(ARCHITECTURE["vae"]).to(self.device).to(memory_format=torch.channels_last_3d)
+        if not (self.config.run / "vae" / "state.pt").exists():
+            initialise(vae, self.pool.sample(64)[0])
+        task = AutoencoderTask(vae, self.pool, self.batch("vae"))
+        if self.device.type == "cuda":
+            task.fuse()
+        if not self.fit("vae", task):
+            return False
+        measure_latents(vae, self.pool)
+        return self.keep("vae", vae)
+
+    def train_dino(self) -> bool:
+        """The image encoder, on masked patches."""
+        dino = self.untrained_dino()
+        task = MaskedPatchTask(dino, self.pool, self.batch("dino")).to(self.device)
+        return self.fit("dino", task) and self.keep("dino", dino.model)
+
+    def train_vlm(self) -> bool:
+        """The clip encoder, on its own pixels and the scene's attributes."""
+        vlm = self.untrained_vlm()
+        width = int(ARCHITECTURE["vlm"]["out_hidden_size"])
+        task = SceneTask(vlm, width, self.pool, self.batch("vlm")).to(self.device)
+        return self.fit("vlm", task) and self.keep("vlm", vlm.tower)
+
+    def train_transformer(self) -> bool:
+        """The transformer, together with the conditioning encoder that its adapter will imitate."""
+        transformer = build_transformer(ARCHITECTURE["transformer"]).to(self.device)
+        encoder = self.untrained_conditioning()
+        encode = self.encode
+        task = VelocityTask(
+            transformer,
+            encoder,
+            lambda batch: encode(self.pool.sample(batch)[0]),
+            self.batch("transformer"),
+            CONFIG.fps,
+        )
+        return (
+            self.fit("transformer", task)
+            and self.keep("conditioning_encoder", encoder)
+            and self.keep("transformer", transformer)
+        )
+
+    def train_conditioning_10m(self) -> bool:
+        """The adapter whose tokens steer the transformer, with the conditioning encoder to imitate."""
+        teacher = freeze(self.load("conditioning_encoder", self.untrained_conditioning()))
+        return self.train_adapter("conditioning_10m", "query", teacher)
+
+    def train_latent_10m(self) -> bool:
+        """The adapter that answers with latents."""
+        return self.train_adapter("latent_10m", "cross_attention")
+
+    def train_adapter(
+        self, stage: str, architecture: str, teacher: ConditioningEncoder | None = None
+    ) -> bool:
+        """One adapter, on the stack as it is shipped."""
+        preset = STAGES[stage]
+        config = AdapterTrainingConfig(
+            output=self.stack_folder / "adapters" / stage,
+            run=self.config.run / stage,
+            stack=str(self.assemble()),
+            architecture=architecture,
+            steps=self.steps(stage),
+            batch=self.batch(stage),
+            muon_rate=preset.muon_rate,
+            adamw_rate=preset.adamw_rate,
+            device=self.config.device,
+            seed=self.config.seed,
+            minutes=(self.deadline - time.monotonic()) / 60,
+        )
+        return AdapterTrainer(config, pool=self.pool, teacher=teacher).train()
+
+    @property
+    def stack_folder(self) -> Path:
+        """Where the finished stack is put together."""
+        return self.config.run / "stack"
+
+    def assemble(self) -> Path:
+        """Write the stack folder from the finished stages, unless it is there, and return it."""
+        if not (self.stack_folder / "stack.json").exists():
+            save_stack(
+                self.stack_folder,
+                CONFIG,
+                vlm=self.load("vlm", build_vlm(ARCHITECTURE["vlm"])),
+                dino=self.load("dino", build_dino(ARCHITECTURE["dino"])),
+                dino_arch=ARCHITECTURE["dino"],
+                transformer=self.load("transformer", build_transformer(ARCHITECTURE["transformer"])),
+                vae=self.load("vae", build_vae(ARCHITECTURE["vae"])),
+            )
+        return self.stack_folder
+
+    @cached_property
+    def vae(self) -> Any:
+        """The finished autoencoder."""
+        return freeze(self.load("vae", build_vae(ARCHITECTURE["vae"]).to(self.device)))
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Video [B, 3, T, H, W] to model-space latents."""
+        mean = self.vae.encoder(video).float().chunk(2, 1)[0]
+        shape = (1, -1, 1, 1, 1)
+        latents: Tensor = (mean - self.vae.latents_mean.view(shape)) / self.vae.latents_std.view(shape)
+        return latents
+
+    def untrained_dino(self) -> DinoExtractor:
+        """A fresh image encoder."""
+        model = build_dino(ARCHITECTURE["dino"]).to(self.device)
+        return DinoExtractor(model, CONFIG.dino_size, CONFIG.dino_frames).to(self.device)
+
+    def untrained_vlm(self) -> QwenLatentExtractor:
+        """A fresh clip encoder."""
+        tower = build_vlm(ARCHITECTURE["vlm"]).to(self.device)
+        return QwenLatentExtractor(tower, CONFIG.vlm_size, CONFIG.vlm_frames).to(self.device)
+
+    def untrained_conditioning(self) -> ConditioningEncoder:
+        """A fresh conditioning encoder."""
+        frames, rows, columns = CONFIG.latent_size
+        return ConditioningEncoder(frames * rows * columns).to(self.device)
+
+    def batch(self, stage: str) -> int:
+        """A stage's clips a step."""
+        return STAGES[stage].batch if self.config.batch is None else self.config.batch
+
+    def steps(self, stage: str) -> int:
+        """A stage's steps at the configured length."""
+        return max(1, round(STAGES[stage].steps * self.config.length))
+
+    def fit(self, stage: str, task: nn.Module) -> bool:
+        """Run the loop with the stage's preset; False where the time ran out."""
+        preset = STAGES[stage]
+        loop = LoopConfig(
+            steps=self.steps(stage),
+            muon_rate=preset.muon_rate,
+            adamw_rate=preset.adamw_rate,
+        )
+        adamw: tuple[str, ...] = task.ADAMW  # type: ignore[assignment]
+        loss: Callable[[], dict[str, Tensor]] = task
+        return Loop(task, loss, loop, self.config.run / stage, adamw=adamw).run(self.deadline)
+
+    def keep(self, stage: str, module: nn.Module) -> bool:
+        """Write a finished module's weights under a temporary name, then rename; always True."""
+        path = self.weights(stage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_model(module, str(partial))
+        partial.replace(path)
+        return True
+
+    def load(self, stage: str, module: Any) -> Any:
+        """Read a finished stage into `module`; raises ValueError when the stage has not been trained."""
+        path = self.weights(stage)
+        if not path.exists():
+            raise ValueError(f"{path} is missing: train stage {stage!r} first")
+        load_model(module, str(path))
+        return module
+
+
+def freeze(module: Any) -> Any:
+    """Put a module into evaluation mode, without gradients."""
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,29 @@
+"""How long and how fast each part is trained, as values in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["STAGES", "StagePreset"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePreset:
+    """Steps, clips a step and the two learning rates of one stage."""
+
+    steps: int
+    batch: int
+    muon_rate: float
+    adamw_rate: float
+
+
+# In the order in which the stages depend on each other.
+STAGES: Mapping[str, StagePreset] = {
+    "vae": StagePreset(steps=40_000, batch=16, muon_rate=1e-3, adamw_rate=5e-4),
+    "dino": StagePreset(steps=3_000, batch=64, muon_rate=1.5e-3, adamw_rate=5e-4),
+    "vlm": StagePreset(steps=4_000, batch=64, muon_rate=1.5e-3, adamw_rate=5e-4),
+    "transformer": StagePreset(steps=6_500, batch=128, muon_rate=2e-3, adamw_rate=5e-4),
+    "conditioning_10m": StagePreset(steps=7_000, batch=64, muon_rate=1.5e-3, adamw_rate=5e-4),
+    "latent_10m": StagePreset(steps=6_000, batch=64, muon_rate=1.5e-3, adamw_rate=5e-4),
+}
