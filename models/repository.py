@@ -69,7 +69,9 @@ class HubRepository:
 
     def _unreachable(self, name: str, error: Exception) -> StackError:
         reason = str(error).strip().splitlines()[0]
-        return StackError(f"{self.id}: cannot fetch {name} ({reason}); a folder of the same files does, too")
+        return StackError(
+            f"{self.id}: cannot fetch {name} ({reason}); a stack.json may name a folder instead"
+        )
 
     def __str__(self) -> str:
         return self.id
@@ -96,4 +98,6 @@ def locate(entry: str, root: Path) -> Location:
         return Location(repository=Folder(path.parent), file=path.name)
     if (match := _HUB_ENTRY.fullmatch(entry)) and not entry.startswith("."):
         return Location(repository=HubRepository(match["id"]), file=match["file"])
-    raise StackError(f"stack folder {root}: has no {entry}, which is no hub id (owner/name) either")
+    raise StackError(
+        f"stack folder {root}: has no {entry}; must be a folder there, a path or a hub id (owner/name)"
+    )

@@ -27,7 +27,7 @@ def test_hub_ids_may_name_a_file(entry: str, repository: str, file: str | None, 
 
 @pytest.mark.parametrize("entry", ["vlm", "/nowhere/at/all", "../vlm", "a/b/c"])
 def test_refuses_what_is_nowhere(entry: str, tmp_path: Path) -> None:
-    with pytest.raises(StackError, match="which is no hub id"):
+    with pytest.raises(StackError, match="must be a folder there, a path or a hub id"):
         locate(entry, tmp_path)
 
 
@@ -37,7 +37,9 @@ def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     repository = HubRepository("owner/name")
-    with pytest.raises(StackError, match=r"owner/name: cannot fetch config.json \(.*\); a folder") as caught:
+    with pytest.raises(
+        StackError, match=r"owner/name: cannot fetch config.json \(.*\); a stack.json"
+    ) as caught:
         repository.find("config.json")
     assert "\n" not in str(caught.value)
     assert repository.find("model.safetensors.index.json", optional=True) is None

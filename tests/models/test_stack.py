@@ -198,7 +198,7 @@ def _other_vlm(folder: Path) -> None:
         (_cut_tensors, r"diffusion_pytorch_model.safetensors: is damaged"),
         (_drop_config, r"transformer: has no config.json"),
         (_other_vlm, r"vlm: tensor .* is of shape .*, must be "),
-        (lambda folder: _write_config(folder, vae="elsewhere"), r"has no elsewhere, which is no hub id"),
+        (lambda folder: _write_config(folder, vae="elsewhere"), r"has no elsewhere; must be "),
         (lambda folder: _write_config(folder, sise=[1, 2]), r"stack.json: unknown key 'sise'; known are "),
         (lambda folder: _write_config(folder, size=[65, 96]), r"stack.json: size 65x96: "),
         (lambda folder: _write_config(folder, vlm_size=[60, 84]), r"stack tiny: size 60x84: "),
