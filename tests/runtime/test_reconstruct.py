@@ -57,7 +57,7 @@ def test_the_output_has_the_clips_length_size_and_rate(
     clip, out = make_clip(frames=10, height=62, width=50, fps=30), tmp_path / "out.mp4"
     assert run(clip, "-o", out) == 0
     with ClipReader(out) as reader:
-        assert (reader.info.width, reader.info.height, reader.info.fps) == (50, 62, 30)
+        assert (reader.info.width, reader.info.height, float(reader.info.fps)) == (50, 62, 30.0)
     np.testing.assert_allclose(read_clip(out)[1], np.arange(10) / 30, atol=1e-4)
     printed = capsys.readouterr()
     assert printed.out.startswith(f"{out}: 10 frames at ")
@@ -184,7 +184,15 @@ def test_a_disk_that_fills_up_leaves_nothing(
 
 def test_the_command_in_a_process_of_its_own(make_clip: MakeClip, tmp_path: Path) -> None:
     clip, out = make_clip(frames=5), tmp_path / "out.mp4"
-    command = [sys.executable, "-m", "foresight.runtime.reconstruct", clip, "-o", out, "--random-weights"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "foresight.runtime.reconstruct",
+        clip,
+        "-o",
+        out,
+        "--random-weights",
+    ]
     done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(read_clip(out)[0]) == 5
