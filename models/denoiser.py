@@ -74,8 +74,7 @@ class LTXDenoiser(nn.Module):
         return velocity.float().transpose(1, 2).reshape(latents.shape)
 
     def rotary_tables(self, grid: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return float32 cosines and sines `[1, T*H*W, inner_dim / 2]` of a latent grid, cached per
-        device."""
+        """Return cached float32 cosines and sines `[1, T*H*W, inner_dim / 2]` of a latent grid."""
         if (grid, device) not in self._rotary:
             # Tensors made in inference mode could not be used by a later training step.
             with torch.inference_mode(False), torch.no_grad():

@@ -17,8 +17,7 @@ _BLOCK, _STRIDE = 64 * 1024, 1024 * 1024
 
 
 def stack_fingerprint(config: StackConfig, files: Iterable[Path]) -> str:
-    """Return the stack's name and 12 hexadecimal digits over its configuration, its models' and their
-    weights.
+    """Return the stack's name and 12 hexadecimal digits over its configuration and weights.
 
     Weight files count by their length, their header and 64 KiB of every MiB: cheap for 18 GB. Where the
     files lie does not matter.

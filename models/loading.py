@@ -52,8 +52,7 @@ def load_vlm(location: Location, *, device: torch.device, dtype: torch.dtype) ->
 def load_dino(
     location: Location, *, size: tuple[int, int], device: torch.device, dtype: torch.dtype
 ) -> LoadedPart:
-    """Load a timm vision transformer for one image size; positions of another size are resampled as timm
-    does."""
+    """Load a timm vision transformer for one image size, its positions resampled as timm does."""
     repository = location.repository
     config_path, config = _read_config(repository, "config.json")
     if "architecture" not in config:
@@ -74,8 +73,7 @@ def load_dino(
 
 
 def load_transformer(location: Location, *, device: torch.device, dtype: torch.dtype) -> LoadedPart:
-    """Load an LTX-Video transformer: a diffusers folder, a repository with one, or Lightricks' single
-    file."""
+    """Load an LTX-Video transformer from a diffusers folder or repository, or Lightricks' single file."""
     return _load_ltx(
         location, "transformer", build_transformer, original_transformer_name, device=device, dtype=dtype
     )

@@ -97,8 +97,7 @@ def save_transformer(folder: Path, transformer: Any, *, dtype: torch.dtype = tor
 
 
 def save_vae(folder: Path, vae: Any, *, dtype: torch.dtype = torch.float16) -> None:
-    """Write an LTX-Video autoencoder as diffusers' `from_pretrained` reads it; its statistics stay
-    float32."""
+    """Write an LTX-Video autoencoder as diffusers' `from_pretrained` reads it, its statistics in float32."""
     _write(folder, "diffusion_pytorch_model", vae, json.loads(vae.to_json_string()), dtype)
 
 

@@ -1,5 +1,4 @@
-"""Names in Lightricks' single-file checkpoints, from the names in diffusers' modules: the inverse of what is
-read."""
+"""Names in Lightricks' single-file checkpoints, from the names in diffusers' modules."""
 
 from __future__ import annotations
 
