@@ -1,0 +1,202 @@
+"""An adapter's weights in the form that the fused forward reads, packed once.
+
+What depends on weights alone is computed here: the first layer's self-attention and cross-attention query,
+the norms' scales inside the products that follow them, the keys and values of all layers as one product, and
+the queries that the context meets first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from foresight.adapters import Adapter, AdapterBody, AdapterConfig, Grid
+from foresight.kernels import implementation
+
+__all__ = ["PackedAdapter", "PackedLayer", "PackedLinear", "pack_adapter"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedLinear:
+    """`weight` [N, K]; `bias` [N] fp32; with `sums` [N] fp32, its row sums, the input is normalised first."""
+
+    weight: Tensor
+    bias: Tensor
+    sums: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedLayer:
+    """One layer's products; the first layer's self-attention and query are constants instead."""
+
+    qkv: PackedLinear | None
+    self_out: PackedLinear | None
+    query: PackedLinear | None
+    cross_out: PackedLinear
+    up: PackedLinear
+    down: PackedLinear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedAdapter:
+    """All tensors of the fused forward: `hidden_states` [Q, h] fp32 and `query` [1, Q, h] are constants."""
+
+    config: AdapterConfig
+    vlm: PackedLinear
+    dino: PackedLinear
+    keys_values: PackedLinear
+    hidden_states: Tensor
+    query: Tensor
+    layers: tuple[PackedLayer, ...]
+    out: PackedLinear
+
+    def forward(self, vlm: Tensor, dino: Tensor, table: Tensor, lengths: Tensor) -> Tensor:
+        """Map [B, N, vlm_dim] and [B, M, dino_dim] to [B, Q, output_dim].
+
+        `table` [M + N, h] fp32 is what `positions_table` makes; only the first `lengths` [B] int32 of the
+        VLM's tokens count.
+        """
+        kernels, heads, width = implementation(vlm), self.config.num_heads, self.config.hidden_dim
+        streams = (self.vlm.weight, self.dino.weight, self.vlm.sums, self.dino.sums)
+        context = kernels.encode_context(vlm, dino, *streams, table, lengths)
+        kv = kernels.product(context.flatten(0, 1), self.keys_values.weight, self.keys_values.bias)
+        kv = kv.view(*context.shape[:2], -1)
+        hidden_states, full, query = self.query[0], self.hidden_states, self.query
+        queries, always = self.config.num_queries, dino.shape[1]
+        for index, layer in enumerate(self.layers):
+            if layer.qkv is not None and layer.self_out is not None and layer.query is not None:
+                qkv = _linear(hidden_states, layer.qkv)[0].view(-1, queries, 3 * width)
+                out, columns = layer.self_out, (heads, 0, width, 2 * width, queries)
+                hidden_states, full = kernels.attend(qkv, qkv, out.weight, out.bias, full, lengths, *columns)
+                query = _linear(hidden_states, layer.query)[0].view(-1, queries, width)
+            out, columns = layer.cross_out, (heads, 0, 2 * index * width, (2 * index + 1) * width, always)
+            hidden_states, full = kernels.attend(query, kv, out.weight, out.bias, full, lengths, *columns)
+            raised = _linear(hidden_states, layer.up, activation=True)[0]
+            hidden_states, full = _linear(raised, layer.down, residual=full)
+        output = _linear(hidden_states, self.out)[0].view(-1, queries, self.config.output_dim)
+        if self.config.output_grid is None:
+            return output
+        return output.transpose(1, 2).contiguous().unflatten(2, self.config.output_grid)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor that is kept."""
+        yield from (self.hidden_states, self.query)
+        linears = [self.vlm, self.dino, self.keys_values, self.out]
+        for layer in self.layers:
+            linears += [value for f in fields(layer) if (value := getattr(layer, f.name)) is not None]
+        for linear in linears:
+            yield from (x for x in (linear.weight, linear.bias, linear.sums) if x is not None)
+
+
+def _linear(
+    x: Tensor, linear: PackedLinear, *, residual: Tensor | None = None, activation: bool = False
+) -> tuple[Tensor, Tensor]:
+    pair: tuple[Tensor, Tensor] = implementation(x).fused_linear(
+        x, linear.weight, linear.bias, linear.sums, residual, activation
+    )
+    return pair
+
+
+@torch.no_grad()
+def pack_adapter(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> PackedAdapter:
+    """Pack the weights of a query or cross-attention adapter for `device`, products in `dtype`.
+
+    Everything is folded in fp32 and rounded once. Raises ValueError for an adapter of another architecture.
+    """
+    body = getattr(adapter, "body", None)
+    if not isinstance(body, AdapterBody):
+        raise ValueError(f"architecture {adapter.config.architecture!r}: only query and cross_attention pack")
+
+    def fold(linear: nn.Module, norm: nn.Module | None = None) -> PackedLinear:
+        weight, bias = _values(linear)
+        return _packed(weight, bias, norm, device, dtype)
+
+    layers = [body.layers[index] for index in range(len(body.layers))]
+    pairs = [_values(layer.cross_attention.kv) for layer in layers]
+    weight, bias = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    hidden_states, query = _first_queries(body)
+    return PackedAdapter(
+        config=adapter.config,
+        vlm=fold(body.context.vlm.proj, body.context.vlm.norm),
+        dino=fold(body.context.dino.proj, body.context.dino.norm),
+        keys_values=_packed(weight, bias, None, device, dtype),
+        hidden_states=hidden_states.to(device),
+        query=query[None].to(device, dtype),
+        layers=tuple(
+            PackedLayer(
+                qkv=fold(layer.self_attention.qkv, layer.self_norm) if index else None,
+                self_out=fold(layer.self_attention.out) if index else None,
+                query=fold(layer.cross_attention.q, layer.cross_norm) if index else None,
+                cross_out=fold(layer.cross_attention.out),
+                up=fold(layer.feed_forward.up, layer.ff_norm),
+                down=fold(layer.feed_forward.down),
+            )
+            for index, layer in enumerate(layers)
+        ),
+        out=fold(body.out_proj, body.norm),
+    )
+
+
+def _values(module: nn.Module) -> tuple[Tensor, Tensor]:
+    weight, bias = (module.get_parameter(name).detach().float() for name in ("weight", "bias"))
+    return weight, bias
+
+
+def _packed(
+    weight: Tensor, bias: Tensor, norm: nn.Module | None, device: torch.device, dtype: torch.dtype
+) -> PackedLinear:
+    if norm is None:
+        return PackedLinear(weight=weight.to(device, dtype), bias=bias.to(device))
+    scale, shift = _values(norm)
+    bias = bias + weight @ shift
+    # The sums are those of the rounded weight, because that is what the product reads.
+    rounded = (weight * scale).to(dtype)
+    return PackedLinear(
+        weight=rounded.to(device), bias=bias.to(device), sums=rounded.float().sum(1).to(device)
+    )
+
+
+def _first_queries(body: AdapterBody) -> tuple[Tensor, Tensor]:
+    """What the first layer's queries are after its self-attention, and their cross-attention query."""
+    layer = body.layers[0]
+    queries = body.queries.detach().float()
+    attention = layer.self_attention
+    normed = _norm(queries, layer.self_norm)
+    weight, bias = _values(attention.qkv)
+    qkv = (normed @ weight.T + bias).unflatten(1, (3, attention.num_heads, -1)).permute(1, 2, 0, 3)
+    shares = torch.softmax(qkv[0] @ qkv[1].mT * qkv.shape[-1] ** -0.5, dim=-1)
+    weight, bias = _values(attention.out)
+    hidden_states = queries + (shares @ qkv[2]).transpose(0, 1).flatten(1) @ weight.T + bias
+    weight, bias = _values(layer.cross_attention.q)
+    return hidden_states, _norm(hidden_states, layer.cross_norm) @ weight.T + bias
+
+
+def _norm(x: Tensor, norm: nn.Module) -> Tensor:
+    weight, bias = _values(norm)
+    return torch.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, 1e-5)
+
+
+@torch.no_grad()
+def positions_table(
+    body: AdapterBody,
+    packed: PackedAdapter,
+    tokens: tuple[int, int],
+    grids: tuple[Grid | None, Grid | None],
+) -> Tensor:
+    """What is added to every context token [M + N, h] fp32: its stream's bias, and its position on a grid.
+
+    `tokens` are (M, N), `grids` those of DINO and the VLM. Raises ValueError for a grid beyond the adapter's.
+    """
+    parts = []
+    streams = ((body.context.dino, packed.dino), (body.context.vlm, packed.vlm))
+    for (stream, linear), count, grid in zip(streams, tokens, grids, strict=True):
+        part = linear.bias.expand(count, -1)
+        if grid is not None:
+            places = stream.positions(grid).float().to(part.device)
+            part = part + pad(places, (0, 0, 0, count - places.shape[0]))
+        parts.append(part)
+    return torch.cat(parts)

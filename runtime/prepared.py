@@ -1,0 +1,123 @@
+"""An adapter made ready to serve: weights packed once, one graph replay a call on CUDA.
+
+`prepare` is what a pipeline calls; a prepared adapter is called like the adapter that it was made from.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foresight.adapters import Adapter, AdapterConfig, Grid
+from foresight.runtime.packing import pack_adapter
+
+__all__ = ["MAX_CONTEXT", "PreparedAdapter", "PreparedReport", "prepare"]
+
+MAX_CONTEXT, MAX_BATCH = 4096, 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedReport:
+    """What a prepared adapter uses: the path, numbers of VLM tokens that it serves, and memory in MB (10^6).
+
+    `buffers_mb` counts inputs, outputs and what the kernels need in between, for all buckets and replicas.
+    """
+
+    path: str
+    device: str
+    dtype: str
+    batch: int
+    buckets: tuple[int, ...]
+    replicas: int
+    weights_mb: float
+    buffers_mb: float
+
+
+class PreparedAdapter(ABC):
+    """An adapter with its weights packed for one device; called like the adapter itself."""
+
+    config: AdapterConfig
+    device: torch.device
+    dtype: torch.dtype
+
+    @abstractmethod
+    def __call__(
+        self,
+        vlm_hidden_states: Tensor,
+        dino_hidden_states: Tensor,
+        *,
+        vlm_grid: Grid | None = None,
+        dino_grid: Grid | None = None,
+        vlm_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Translate as `Adapter.forward` does; on CUDA the result is overwritten by a later call.
+
+        Raises ValueError, one line, for features of another device, type, layout, size or number.
+        """
+
+    @abstractmethod
+    def report(self) -> PreparedReport:
+        """What this adapter uses."""
+
+
+def prepare(
+    adapter: Adapter,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    buckets: Sequence[int] = (64, 384, 1536),
+    *,
+    dino_tokens: int = 256,
+    batch: int = 1,
+    replicas: int = 1,
+) -> PreparedAdapter:
+    """Pack `adapter` for serving on `device` with products in `dtype`, fp32 sums inside.
+
+    On CUDA (bf16 or fp16) each of `buckets`, numbers of VLM tokens, gets buffers and a CUDA graph of its own
+    for clips of `batch` rows with `dino_tokens` tokens of DINO; a call takes the smallest bucket that holds
+    its tokens. Every stream that calls needs one of the `replicas`, which share the weights. The CPU computes
+    what it is given, whatever the buckets. Raises ValueError for an architecture without a packed form, and
+    for a dtype, bucket, batch or number of replicas that is not served.
+    """
+    place = torch.device(device)
+    if place.type == "cpu":
+        from foresight.runtime.prepared_cpu import CpuPreparedAdapter
+
+        if dtype != torch.float32:
+            raise ValueError(f"dtype {dtype}: the CPU computes in torch.float32")
+        return CpuPreparedAdapter(adapter, pack_adapter(adapter, place, dtype))
+    if place.type != "cuda":
+        raise ValueError(f"device {place}: must be a CUDA device or the CPU")
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype {dtype}: must be torch.bfloat16 or torch.float16 on CUDA")
+    _check_sizes(buckets, dino_tokens, batch, replicas)
+    from foresight.runtime.graphed import GraphedAdapter
+
+    place = torch.device("cuda", torch.cuda.current_device() if place.index is None else place.index)
+    return GraphedAdapter(
+        adapter,
+        pack_adapter(adapter, place, dtype),
+        place,
+        dtype,
+        tuple(sorted(set(buckets))),
+        dino_tokens=dino_tokens,
+        batch=batch,
+        replicas=replicas,
+    )
+
+
+def _check_sizes(buckets: Sequence[int], dino_tokens: int, batch: int, replicas: int) -> None:
+    if not buckets or min(buckets) < 1:
+        raise ValueError(
+            f"buckets {tuple(buckets)}: must be one or more numbers of VLM tokens, each at least 1"
+        )
+    if dino_tokens < 1 or dino_tokens + max(buckets) > MAX_CONTEXT:
+        total = dino_tokens + max(buckets)
+        raise ValueError(f"context of {total} tokens: DINO's (at least 1) and the VLM's, up to {MAX_CONTEXT}")
+    if not 1 <= batch <= MAX_BATCH:
+        raise ValueError(f"batch {batch}: must be from 1 to {MAX_BATCH}")
+    if replicas < 1:
+        raise ValueError(f"replicas {replicas}: must be at least 1, one for each stream that calls")

@@ -1,0 +1,187 @@
+"""The command that measures launches on this machine's GPU and writes its table.
+
+One launch at a time is varied while the whole graph is timed, because a launch that is quickest alone need
+not be quickest between others that overlap it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from foresight.adapters import adapter_config, build_adapter
+from foresight.kernels import Launch, LaunchTable, find_table, table_path, using_table
+from foresight.kernels.candidates import launch_candidates
+from foresight.runtime.packing import PackedAdapter, pack_adapter
+
+__all__ = ["TuningCase", "TuningOptions", "main", "replay_microseconds", "tune"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningCase:
+    """A query adapter's size at the full stack's widths, and the tokens of one clip."""
+
+    size: str = "10m"
+    vlm_tokens: int = 384
+    dino_tokens: int = 256
+    batch: int = 1
+
+
+_CASES = (
+    TuningCase(),
+    TuningCase(vlm_tokens=1536),
+    TuningCase(vlm_tokens=64),
+    TuningCase(size="100m"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningOptions:
+    """Tune the launches of the fused kernels for this machine's GPU."""
+
+    output: Path | None = None
+    """Where to write the table; the package's own folder by default."""
+    rounds: int = 1
+    """How often every launch is varied."""
+    part: tuple[int, int] = (0, 1)
+    """Compile only the (i, n) share of the candidates and write nothing, to fill the compiler's cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorder(LaunchTable):
+    """Notes which launches a forward asks for."""
+
+    seen: dict[tuple[str, tuple[int, ...]], None] = field(default_factory=dict)
+
+    def nearest(self, kernel: str, shape: Sequence[int]) -> Launch:
+        self.seen[kernel, tuple(shape)] = None
+        # Not super(): a slotted dataclass is another class than the one in whose body this stands.
+        return LaunchTable.nearest(self, kernel, shape)
+
+
+def replay_microseconds(graph: torch.cuda.CUDAGraph, *, replays: int = 50, repeats: int = 5) -> float:
+    """The median over `repeats` of a replay's mean duration, back to back, everything warm in cache."""
+    times = []
+    graph.replay()
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(replays):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3 / replays)
+    return statistics.median(times)
+
+
+class _Case:
+    """One case's tensors, and what its forward costs with a table."""
+
+    def __init__(self, case: TuningCase) -> None:
+        config = adapter_config("query", case.size, vlm_dim=3584, dino_dim=1024)
+        device, dtype = torch.device("cuda"), torch.bfloat16
+        self.name = f"{case.size} {case.dino_tokens}+{case.vlm_tokens}"
+        self.packed: PackedAdapter = pack_adapter(build_adapter(config), device, dtype)
+        self.vlm = torch.randn(case.batch, case.vlm_tokens, 3584, device=device, dtype=dtype)
+        self.dino = torch.randn(case.batch, case.dino_tokens, 1024, device=device, dtype=dtype)
+        self.table = torch.randn(case.dino_tokens + case.vlm_tokens, config.hidden_dim, device=device)
+        self.lengths = torch.full((case.batch,), case.vlm_tokens, dtype=torch.int32, device=device)
+
+    def forward(self) -> torch.Tensor:
+        return self.packed.forward(self.vlm, self.dino, self.table, self.lengths)
+
+    def asked(self, table: LaunchTable) -> list[tuple[str, tuple[int, ...]]]:
+        recorder = _Recorder(device=table.device, programmatic=table.programmatic, entries=table.entries)
+        with using_table(recorder):
+            self.forward()
+        return list(recorder.seen)
+
+    def cost(self, table: LaunchTable) -> float:
+        """Microseconds a replay; infinite where a launch asks for more than the device has."""
+        from triton.runtime.errors import OutOfResources
+
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with using_table(table):
+                self.forward()
+                with torch.cuda.graph(graph):
+                    self.forward()
+        except OutOfResources:
+            return float("inf")
+        return replay_microseconds(graph)
+
+    def compile(self, table: LaunchTable) -> None:
+        from triton.runtime.errors import OutOfResources
+
+        with using_table(table):
+            try:
+                self.forward()
+            except OutOfResources as error:
+                print(f"{self.name}: {error}")
+
+
+def tune(
+    table: LaunchTable,
+    cases: Sequence[TuningCase] = _CASES,
+    *,
+    rounds: int = 1,
+    note: Callable[[str], None] = print,
+) -> LaunchTable:
+    """Vary every launch of every case in turn and keep what makes its graph faster; needs a CUDA device."""
+    tuned = LaunchTable(device=table.device, programmatic=table.programmatic, entries={})
+    for case in map(_Case, cases):
+        best, keys = case.cost(table), case.asked(table)
+        chosen = table
+        for kernel, shape in keys:
+            chosen = _with(chosen, kernel, shape, table.nearest(kernel, shape))
+        note(f"{case.name}: {best:.2f} us to begin with")
+        for _ in range(rounds):
+            for kernel, shape in keys:
+                for launch in launch_candidates(kernel, shape):
+                    trial = _with(chosen, kernel, shape, launch)
+                    cost = case.cost(trial)
+                    if cost < 0.995 * best:
+                        chosen, best = trial, cost
+                note(f"{case.name}: {best:.2f} us after {kernel} {shape}: {chosen.nearest(kernel, shape)}")
+        for kernel, shape in keys:
+            tuned = _with(tuned, kernel, shape, chosen.nearest(kernel, shape))
+    return tuned
+
+
+def _with(table: LaunchTable, kernel: str, shape: tuple[int, ...], launch: Launch) -> LaunchTable:
+    return table.with_entries(kernel, {**table.entries.get(kernel, {}), shape: launch})
+
+
+def _compile_share(table: LaunchTable, index: int, count: int) -> None:
+    cases = [_Case(case) for case in (_CASES[0], _CASES[-1])]
+    trials = [
+        (case, _with(table, kernel, shape, launch))
+        for case in cases
+        for kernel, shape in case.asked(table)
+        for launch in launch_candidates(kernel, shape)
+    ]
+    for case, trial in trials[index::count]:
+        case.compile(trial)
+
+
+def main() -> None:
+    """Measure, and write the table of this GPU."""
+    import tyro
+
+    options = tyro.cli(TuningOptions)
+    device = torch.cuda.get_device_name()
+    table = find_table(device)
+    with torch.inference_mode():
+        if options.part[1] > 1:
+            return _compile_share(table, *options.part)
+        tuned = tune(replace(table, device=device), rounds=options.rounds)
+    tuned.write(options.output or table_path(device))
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""A prepared adapter gives what the adapter gives, and says what it cannot take."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from foresight.adapters import Adapter, adapter_config, build_adapter, load_adapter
+from foresight.runtime.prepared import PreparedAdapter, prepare
+
+BUCKETS = (16, 48)
+GRIDS = {"vlm_grid": (1, 6, 8), "dino_grid": (1, 5, 5)}
+NANO_ADAPTERS = Path(__file__).parents[2] / "models" / "weights" / "nano" / "adapters"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def make_adapter(architecture: str = "query", size: str = "5m", **sizes: int) -> Adapter:
+    """An adapter whose norms, biases and queries are as far from their start as training takes them."""
+    grid = (2, 4, 6) if architecture == "cross_attention" else None
+    widths = {"vlm_dim": 96, "dino_dim": 64, "output_dim": 160} | sizes
+    adapter = build_adapter(adapter_config(architecture, size, output_grid=grid, **widths))
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+            elif name.endswith("queries"):
+                parameter.mul_(20)
+    return adapter.eval()
+
+
+def features(batch: int, tokens: int, adapter: Adapter, dino_tokens: int = 25) -> tuple[Tensor, Tensor]:
+    config = adapter.config
+    return torch.randn(batch, tokens, config.vlm_dim), torch.randn(batch, dino_tokens, config.dino_dim)
+
+
+@pytest.mark.parametrize("architecture", ["query", "cross_attention"])
+@pytest.mark.parametrize("options", [{}, GRIDS, {"vlm_lengths": torch.tensor([48, 0])}], ids=str)
+def test_on_the_cpu_it_is_the_adapter(architecture: str, options: dict[str, object]) -> None:
+    adapter = make_adapter(architecture)
+    vlm, dino = features(2, 48, adapter)
+    with torch.no_grad():
+        expected = adapter(vlm, dino, **options)
+        if "vlm_lengths" in options:
+            vlm[1] = torch.nan
+        actual = prepare(adapter, "cpu", torch.float32)(vlm, dino, **options)  # type: ignore[arg-type]
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
+
+
+def test_nan_stays_nan() -> None:
+    adapter = make_adapter()
+    vlm, dino = features(1, 48, adapter)
+    vlm[0, 3, 5] = torch.nan
+    assert prepare(adapter, "cpu", torch.float32)(vlm, dino).isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": torch.bfloat16}, "dtype torch.bfloat16: the CPU computes in torch.float32"),
+        ({"device": "meta"}, "device meta: must be a CUDA device or the CPU"),
+        ({"device": "cuda"}, "dtype torch.float32: must be torch.bfloat16 or torch.float16 on CUDA"),
+        ({"device": "cuda", "dtype": torch.float16, "buckets": ()}, "buckets (): must be one or more"),
+        ({"device": "cuda", "dtype": torch.float16, "buckets": (4096,)}, "context of 4352 tokens"),
+        ({"device": "cuda", "dtype": torch.float16, "batch": 9}, "batch 9: must be from 1 to 8"),
+        ({"device": "cuda", "dtype": torch.float16, "replicas": 0}, "replicas 0: must be at least 1"),
+    ],
+)
+def test_it_refuses_what_it_cannot_serve(arguments: dict[str, object], message: str) -> None:
+    arguments = {"device": "cpu", "dtype": torch.float32} | arguments
+    with pytest.raises(ValueError, match=re.escape(message)):
+        prepare(make_adapter(), **arguments)  # type: ignore[arg-type]
+
+
+def test_it_refuses_an_adapter_without_a_packed_form() -> None:
+    adapter = build_adapter(adapter_config("mlp", "10m", vlm_dim=96, dino_dim=64, output_grid=(2, 4, 6)))
+    with pytest.raises(ValueError, match="architecture 'mlp': only query and cross_attention pack"):
+        prepare(adapter, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda vlm, dino: (vlm[..., :90], dino), "vlm_hidden_states"),
+        (lambda vlm, dino: (vlm.mT.contiguous().mT, dino), "vlm_hidden_states: must be contiguous"),
+        (lambda vlm, dino: (vlm, dino.half()), "dino_hidden_states of torch.float16 on cpu"),
+    ],
+)
+def test_it_refuses_other_features_on_the_cpu(change: object, message: str) -> None:
+    adapter = make_adapter()
+    with pytest.raises(ValueError, match=message):
+        prepare(adapter, "cpu", torch.float32)(*change(*features(1, 16, adapter)))  # type: ignore[operator]
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+def on_gpu(adapter: Adapter, dtype: torch.dtype, **options: int) -> PreparedAdapter:
+    return prepare(adapter, "cuda", dtype, BUCKETS, dino_tokens=25, **options)
+
+
+def assert_as_exact_as_eager(
+    adapter: Adapter, prepared: PreparedAdapter, vlm: Tensor, dino: Tensor, **options: object
+) -> None:
+    """No further from the fp32 adapter than twice what rounding costs the eager one."""
+    dtype = prepared.dtype
+    vlm, dino = vlm.to("cuda", dtype), dino.to("cuda", dtype)
+    with torch.no_grad():
+        rounded = copy.deepcopy(adapter).to("cuda", dtype)
+        expected = copy.deepcopy(rounded).float()(vlm.float(), dino.float(), **options)
+        eager = rounded(vlm, dino, **options)
+        actual = prepared(vlm, dino, **options)  # type: ignore[arg-type]
+    bound = 2 * (eager - expected).abs().max() + 1e-3
+    assert (actual - expected).abs().max() <= bound
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("architecture", ["query", "cross_attention"])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_parity_around_every_edge_of_a_bucket(architecture: str, dtype: torch.dtype, batch: int) -> None:
+    adapter = make_adapter(architecture)
+    prepared = on_gpu(copy.deepcopy(adapter).to(dtype), dtype, batch=batch)
+    for tokens in (1, 15, 16, 17, 47, 48):
+        assert_as_exact_as_eager(adapter, prepared, *features(batch, tokens, adapter))
+    assert_as_exact_as_eager(adapter, prepared, *features(batch, 48, adapter), **GRIDS)
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_what_lies_behind_the_true_lengths_does_not_leak(dtype: torch.dtype) -> None:
+    adapter = make_adapter()
+    prepared = on_gpu(copy.deepcopy(adapter).to(dtype), dtype, batch=3)
+    for place in ("cpu", "cuda"):
+        lengths = torch.tensor([48, 17, 0], device=place)
+        vlm, dino = features(3, 48, adapter)
+        vlm[torch.arange(48) >= lengths.cpu()[:, None]] = torch.nan
+        assert_as_exact_as_eager(adapter, prepared, vlm, dino, vlm_lengths=lengths)
+    # A shorter clip after a longer one: the longer one's tokens, here NaN, are still in the buffer.
+    poison = torch.full((3, 48, 96), torch.nan, device="cuda", dtype=dtype)
+    assert prepared(poison, torch.zeros(3, 25, 64, device="cuda", dtype=dtype)).isnan().all()
+    assert_as_exact_as_eager(adapter, prepared, *features(3, 40, adapter))
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("size", ["10m", "100m"])
+def test_parity_at_the_full_sizes(size: str) -> None:
+    adapter = make_adapter("query", size, vlm_dim=3584, dino_dim=1024, output_dim=4096)
+    prepared = prepare(copy.deepcopy(adapter).bfloat16(), "cuda", torch.bfloat16, (384, 1536))
+    for tokens in (383, 384, 1000):
+        assert_as_exact_as_eager(adapter, prepared, *features(1, tokens, adapter, dino_tokens=256))
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("mode", ["conditioning", "latent"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_parity_of_the_shipped_adapter(mode: str, dtype: torch.dtype) -> None:
+    folder = NANO_ADAPTERS / f"{mode}_10m"
+    if not folder.is_dir():
+        pytest.skip(f"{folder.name} is not here")
+    adapter = load_adapter(folder)
+    prepared = prepare(copy.deepcopy(adapter).to(dtype), "cuda", dtype, (48, 96))
+    for tokens in (32, 48, 96):
+        assert_as_exact_as_eager(adapter, prepared, *features(1, tokens, adapter, dino_tokens=256))
+
+
+@pytest.mark.gpu
+@gpu
+def test_a_replay_is_the_ungraphed_call_and_does_not_drift() -> None:
+    adapter = make_adapter().bfloat16()
+    prepared = on_gpu(adapter, torch.bfloat16)
+    vlm_buffer, dino_buffer = prepared.inputs(48)  # type: ignore[attr-defined]
+    bucket = prepared.replica()[1]  # type: ignore[attr-defined]
+    generator = torch.Generator("cuda").manual_seed(1)
+    for _ in range(1000):
+        vlm = torch.randn(1, 48, 96, generator=generator, device="cuda").bfloat16()
+        dino = torch.randn(1, 25, 64, generator=generator, device="cuda").bfloat16()
+        output = prepared(vlm, dino).clone()
+        assert torch.equal(output, bucket.forward())
+        assert torch.equal(output, prepared(vlm_buffer, dino_buffer))
+
+
+@pytest.mark.gpu
+@gpu
+def test_a_call_allocates_nothing_and_does_not_wait() -> None:
+    adapter = make_adapter().bfloat16()
+    prepared = on_gpu(adapter, torch.bfloat16)
+    vlm, dino = (x.to("cuda", torch.bfloat16) for x in features(1, 48, adapter))
+    prepared(vlm, dino, **GRIDS)  # type: ignore[arg-type]
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(10):
+            prepared(vlm, dino, **GRIDS)  # type: ignore[arg-type]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+@pytest.mark.gpu
+@gpu
+def test_streams_have_a_replica_each() -> None:
+    adapter = make_adapter().bfloat16()
+    prepared = on_gpu(adapter, torch.bfloat16, replicas=2)
+    pairs = [tuple(x.to("cuda", torch.bfloat16) for x in features(1, 48, adapter)) for _ in range(2)]
+    expected = [on_gpu(adapter, torch.bfloat16)(*pair).clone() for pair in pairs]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    for _ in range(50):
+        outputs = []
+        for pair, stream in zip(pairs, streams, strict=False):
+            with torch.cuda.stream(stream):
+                outputs.append(prepared(*pair))
+        torch.cuda.synchronize()
+        assert all(torch.equal(one, other) for one, other in zip(outputs, expected, strict=True))
+    with torch.cuda.stream(streams[2]), pytest.raises(ValueError, match="2 replicas: each stream"):
+        prepared(*pairs[0])
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda vlm, dino: (vlm.repeat(1, 2, 1), dino), "of 96 tokens: the largest bucket is 48"),
+        (lambda vlm, dino: (vlm[..., :90], dino), "vlm_hidden_states of shape"),
+        (lambda vlm, dino: (vlm[:, ::2], dino), "vlm_hidden_states: must be contiguous"),
+        (lambda vlm, dino: (vlm.cpu(), dino), "vlm_hidden_states of torch.bfloat16 on cpu"),
+        (lambda vlm, dino: (vlm, dino.half()), "dino_hidden_states of torch.float16"),
+        (lambda vlm, dino: (vlm, dino[:, :20].contiguous()), "dino_hidden_states of 20 tokens"),
+        (lambda vlm, dino: (vlm.repeat(2, 1, 1), dino), "vlm_hidden_states of shape"),
+    ],
+)
+def test_it_refuses_other_features_on_the_gpu(change: object, message: str) -> None:
+    adapter = make_adapter().bfloat16()
+    pair = (x.to("cuda", torch.bfloat16) for x in features(1, 48, adapter))
+    with pytest.raises(ValueError, match=message):
+        on_gpu(adapter, torch.bfloat16)(*change(*pair))  # type: ignore[operator]
