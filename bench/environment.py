@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from foresight.runtime.environment import describe_hardware, find_commit, library_versions
+from foresight.evaluation.environment import describe_hardware, find_commit, library_versions
 
 __all__ = ["describe_environment"]
 

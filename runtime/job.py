@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from foresight.evaluation.environment import describe_hardware, find_commit, library_versions
 from foresight.media import ClipInfo, ClipReader, FrameBatch
 from foresight.models.presets import StackConfig
 from foresight.models.sigmas import sigma_schedule
@@ -16,7 +17,6 @@ from foresight.models.stack_file import load_config
 from foresight.runtime.background import ReadAhead, WriteBehind
 from foresight.runtime.config import OutputSize, PipelineConfig
 from foresight.runtime.device import check_device_name
-from foresight.runtime.environment import describe_hardware, find_commit, library_versions
 from foresight.runtime.libraries import import_libraries
 from foresight.runtime.options import ReconstructOptions
 from foresight.runtime.outputs import Outputs, check_paths

@@ -58,10 +58,16 @@ def run_evaluation(config: EvaluationConfig) -> int:
     """Measure, write the JSON atomically, and print the bars."""
     if not config.out.parent.is_dir():
         raise ValueError(f"{config.out}: the folder {config.out.parent} does not exist")
+    from foresight.evaluation.environment import describe_hardware, find_commit, library_versions
     from foresight.training.evaluate import evaluate
 
     result = evaluate(config)
-    write_json(config.out, result)
+    environment = {
+        "hardware": describe_hardware(result["device"]),
+        "versions": library_versions(),
+        "commit": find_commit(),
+    }
+    write_json(config.out, {**result, **environment})
     for bar in result["bars"]:
         value = "not measured" if bar["value"] is None else f"{bar['value']:.3f}"
         verdict = {None: " ", True: "reached", False: "MISSED"}[bar["reached"]]

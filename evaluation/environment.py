@@ -32,7 +32,12 @@ def describe_hardware(device: str) -> str:
 
 
 def find_commit() -> str | None:
-    """The commit that this code is a checkout of; None for an installed package."""
+    """The commit that this code is a checkout of; None for an installed package.
+
+    The variable FORESIGHT_COMMIT answers for a copy of the tree without its history.
+    """
+    if commit := os.environ.get("FORESIGHT_COMMIT"):
+        return commit
     git = Path(__file__).resolve().parents[1] / ".git"
     return _read_head(git) if git.is_dir() else None
 
