@@ -116,7 +116,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "init_values": 1e-5,
         },
         "transformer": {
-            "num_layers": 6,
+            "num_layers": 8,
             "num_attention_heads": 4,
             "attention_head_dim": 64,
             "cross_attention_dim": 256,

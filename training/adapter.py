@@ -12,11 +12,12 @@ from torch import Tensor
 
 from foresight.adapters import Adapter, adapter_config, build_adapter, save_adapter
 from foresight.models.stack import Stack
-from foresight.training.bridging import AdapterTask, ConditioningTask, LatentTask, Pool
+from foresight.training.bridging import AdapterTask, ConditioningTask, LatentTask
 from foresight.training.clips import ClipPool
 from foresight.training.conditioning import ConditioningEncoder
 from foresight.training.config import AdapterTrainingConfig
 from foresight.training.device import choose_device
+from foresight.training.examples import ExampleSource, KeptExamples, LiveExamples, Pool
 from foresight.training.footage import FootagePool
 from foresight.training.loop import Loop, LoopConfig
 
@@ -28,7 +29,7 @@ LATENT_ARCHITECTURES = ("cross_attention", "linear", "mlp")
 class AdapterTrainer:
     """Trains an adapter between a stack's frozen encoders and its frozen decoder.
 
-    `pool` and `teacher` (the transformer's own conditioning encoder) replace what the configuration describes;
+    `examples` and `teacher` (the transformer's own conditioning encoder) replace what the configuration describes;
     the nano stack's training has both at hand.
     """
 
@@ -36,7 +37,7 @@ class AdapterTrainer:
         self,
         config: AdapterTrainingConfig,
         *,
-        pool: Pool | None = None,
+        examples: ExampleSource | None = None,
         teacher: ConditioningEncoder | None = None,
     ) -> None:
         config.check()
@@ -47,7 +48,7 @@ class AdapterTrainer:
         self.stack = Stack.load(config.stack, device=self.device, dtype=torch.float32)
         torch.manual_seed(config.seed)
         self.adapter = self.build()
-        self.task = self.assign(pool or self.draw_pool(), teacher)
+        self.task = self.assign(examples or self.draw_examples(), teacher)
 
     def build(self) -> Adapter:
         """A fresh adapter of the configured architecture and size, shaped for the stack."""
@@ -60,6 +61,11 @@ class AdapterTrainer:
             output_grid=stack.config.latent_size if latent else None,
         )
         return build_adapter(config).to(self.device)
+
+    def draw_examples(self) -> ExampleSource:
+        """The configured clips with what the encoders see of them."""
+        kind = KeptExamples if self.config.keep_features else LiveExamples
+        return kind(self.stack, self.draw_pool())
 
     def draw_pool(self) -> Pool:
         """The configured clips, in memory on the device."""
@@ -80,11 +86,11 @@ class AdapterTrainer:
             device=self.device,
         )
 
-    def assign(self, pool: Pool, teacher: ConditioningEncoder | None) -> AdapterTask:
+    def assign(self, examples: ExampleSource, teacher: ConditioningEncoder | None) -> AdapterTask:
         """The task for what this adapter answers with."""
         if self.adapter.config.output_grid is not None:
-            return LatentTask(self.adapter, self.stack, pool, self.config.batch)
-        return ConditioningTask(self.adapter, self.stack, pool, self.config.batch, teacher)
+            return LatentTask(self.adapter, self.stack, examples, self.config.batch)
+        return ConditioningTask(self.adapter, self.stack, examples, self.config.batch, teacher)
 
     def train(self) -> bool:
         """Train, write the checkpoint to `output` and return True; False where the minutes ran out first."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from foresight.training.losses import pixel_loss
+
 __all__ = ["ConditioningEncoder", "VelocityTask", "pack_latents", "sample_sigmas", "velocity"]
 
 TIME_SHIFT = 2.0
+AT_ONE = 0.2
+TOKEN_NOISE = 0.02
 
 
 class ConditioningEncoder(nn.Module):
@@ -53,7 +58,7 @@ class ConditioningEncoder(nn.Module):
             hidden_states = reader(hidden_states, memory)
         hidden_states = self.norm(hidden_states)
         if self.training:
-            hidden_states = hidden_states + 0.1 * torch.randn_like(hidden_states)
+            hidden_states = hidden_states + TOKEN_NOISE * torch.randn_like(hidden_states)
         tokens: Tensor = self.project(hidden_states)
         return tokens
 
@@ -92,30 +97,48 @@ def velocity(transformer: Any, latents: Tensor, sigmas: Tensor, tokens: Tensor, 
 
 
 class VelocityTask(nn.Module):
-    """The nano transformer and its conditioning encoder, trained together to predict velocities.
+    """The nano transformer and its conditioning encoder, trained together to denoise.
 
-    `latents` draws model-space latents [B, C, T', H', W'] of a batch of clips.
+    `draw` gives model-space latents [B, C, T', H', W'] of a batch of clips, `decode` turns some into video. The
+    velocity's error is weighted by the squared noise level, which makes it the error of the denoised estimate: the
+    few steps of sampling never see the small levels that the plain error would be dominated by.
     """
 
     ADAMW = ("proj_in", "proj_out", "embed", "project")
 
     def __init__(
-        self, transformer: Any, encoder: ConditioningEncoder, latents: Any, batch: int, fps: float
+        self,
+        transformer: Any,
+        encoder: ConditioningEncoder,
+        draw: Callable[[int], Tensor],
+        decode: Callable[[Tensor], Tensor],
+        batch: int,
+        fps: float,
     ) -> None:
         super().__init__()
         self.transformer = transformer
         self.encoder = encoder
-        self.draw = latents
+        self.draw = draw
+        self.decode = decode
         self.batch = batch
         self.fps = fps
 
     def forward(self) -> dict[str, Tensor]:
-        """Draw a batch and return the mean squared error of the velocity."""
+        """Draw a batch and return the loss and its parts."""
         latents = self.draw(self.batch)
-        sigmas = sample_sigmas(self.batch, at_one=0.1, device=latents.device)
-        noise = torch.randn_like(latents)
-        noisy = torch.lerp(latents, noise, sigmas[:, None, None, None, None])
-        prediction = velocity(self.transformer, noisy, sigmas, self.encoder(latents), self.fps).float()
-        error = (prediction - pack_latents(noise - latents)).square()
-        ones = round(self.batch * 0.1)
-        return {"loss": error.mean(), "at_one": error[:ones].mean()}
+        ones = max(1, round(self.batch * AT_ONE))
+        sigmas = sample_sigmas(self.batch, at_one=AT_ONE, device=latents.device)
+        level = sigmas[:, None, None, None, None]
+        noisy = torch.lerp(latents, torch.randn_like(latents), level)
+        predicted = velocity(self.transformer, noisy, sigmas, self.encoder(latents), self.fps).float()
+        estimate = noisy - level * predicted.transpose(1, 2).reshape(latents.shape)
+        error = (estimate - latents).square()
+        decoded = self.decoded_loss(estimate, latents)
+        return {"loss": error.mean() + decoded, "decoded": decoded, "at_one": error[:ones].mean()}
+
+    def decoded_loss(self, estimate: Tensor, latents: Tensor) -> Tensor:
+        """Pixel loss of the first and last two estimates against the same latents decoded."""
+        both = torch.cat((estimate[:2], estimate[-2:])), torch.cat((latents[:2], latents[-2:]))
+        with torch.no_grad():
+            wanted = self.decode(both[1])
+        return pixel_loss(self.decode(both[0]), wanted)

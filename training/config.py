@@ -88,6 +88,9 @@ class AdapterTrainingConfig:
     pool: int = 4_096
     """Clips held in memory."""
 
+    keep_features: bool = False
+    """Run the encoders once a clip and keep what they saw in memory (nano: 1.2 MB a clip); much faster."""
+
     steps: int = 7_000
     """Optimisation steps."""
 

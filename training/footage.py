@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from foresight.media import ClipError, ClipReader
-from foresight.training.clips import ATTRIBUTES, to_video
 
 __all__ = ["FootagePool"]
 
@@ -51,12 +50,6 @@ class FootagePool:
                     break
                 chunks.append(cover(torch.from_numpy(batch.frames), size))
         return chunks
-
-    def sample(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Draw `batch` clips: video float32 [B, 3, T, H, W] in [-1, 1]; the attributes are unknown, zeros."""
-        device = self.frames.device
-        index = torch.randint(self.frames.shape[0], (batch,), device=device)
-        return to_video(self.frames.index_select(0, index)), torch.zeros((batch, ATTRIBUTES), device=device)
 
 
 def cover(frames: Tensor, size: tuple[int, int]) -> Tensor:

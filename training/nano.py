@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from foresight.models.architectures import build_dino, build_transformer, build_vae, build_vlm
 from foresight.models.dino import DinoExtractor
+from foresight.models.latents import denormalize_latents, normalize_latents
 from foresight.models.presets import ARCHITECTURES, STACKS
 from foresight.models.saving import save_stack
+from foresight.models.stack import Stack
 from foresight.models.vlm import QwenLatentExtractor
 from foresight.training.adapter import AdapterTrainer
 from foresight.training.autoencoder import AutoencoderTask, initialise, measure_latents
@@ -25,6 +27,7 @@ from foresight.training.clips import ClipPool
 from foresight.training.conditioning import ConditioningEncoder, VelocityTask
 from foresight.training.config import AdapterTrainingConfig, NanoConfig
 from foresight.training.device import choose_device
+from foresight.training.examples import ExampleSource, KeptExamples, LatentPool
 from foresight.training.loop import Loop, LoopConfig
 from foresight.training.presets import STAGES
 from foresight.training.pretraining import MaskedPatchTask, SceneTask
@@ -103,11 +106,11 @@ class NanoTraining:
         """The transformer, together with the conditioning encoder that its adapter will imitate."""
         transformer = build_transformer(ARCHITECTURE["transformer"]).to(self.device)
         encoder = self.untrained_conditioning()
-        encode = self.encode
         task = VelocityTask(
             transformer,
             encoder,
-            lambda batch: encode(self.pool.sample(batch)[0]),
+            LatentPool(self.encode, self.pool).draw,
+            self.decode,
             self.batch("transformer"),
             CONFIG.fps,
         )
@@ -144,7 +147,7 @@ class NanoTraining:
             seed=self.config.seed,
             minutes=(self.deadline - time.monotonic()) / 60,
         )
-        return AdapterTrainer(config, pool=self.pool, teacher=teacher).train()
+        return AdapterTrainer(config, examples=self.examples, teacher=teacher).train()
 
     @property
     def stack_folder(self) -> Path:
@@ -166,6 +169,12 @@ class NanoTraining:
         return self.stack_folder
 
     @cached_property
+    def examples(self) -> ExampleSource:
+        """The training clips with what the finished stack's encoders see of them."""
+        stack = Stack.load(str(self.assemble()), device=self.device, dtype=torch.float32)
+        return KeptExamples(stack, self.pool)
+
+    @cached_property
     def vae(self) -> Any:
         """The finished autoencoder."""
         return freeze(self.load("vae", build_vae(ARCHITECTURE["vae"]).to(self.device)))
@@ -174,9 +183,12 @@ class NanoTraining:
     def encode(self, video: Tensor) -> Tensor:
         """Video [B, 3, T, H, W] to model-space latents."""
         mean = self.vae.encoder(video).float().chunk(2, 1)[0]
-        shape = (1, -1, 1, 1, 1)
-        latents: Tensor = (mean - self.vae.latents_mean.view(shape)) / self.vae.latents_std.view(shape)
-        return latents
+        return normalize_latents(mean, self.vae)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Model-space latents to video, differentiable."""
+        video: Tensor = self.vae.decoder(denormalize_latents(latents, self.vae))
+        return video
 
     def untrained_dino(self) -> DinoExtractor:
         """A fresh image encoder."""

@@ -31,9 +31,8 @@ def test_whole_chunks_are_kept_and_unreadable_files_are_named(tmp_path: Path) ->
     assert clips.frames.shape == (2, 9, 32, 64, 3)
     assert len(clips.skipped) == 1
     assert "text.mp4" in clips.skipped[0]
-    video, _ = clips.sample(4)
-    assert video.shape == (4, 3, 9, 32, 64)
-    assert video[:, 0].mean() > 0.4
+
+    assert clips.frames[..., 0].float().mean() > 170
 
 
 def test_no_more_than_asked_for(tmp_path: Path) -> None:
