@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,17 +21,18 @@ Grids = tuple[Grid | None, Grid | None]
 class _Bucket:
     """The buffers of one bucket, the graph that reads and writes them, and what they hold now."""
 
-    def __init__(self, owner: GraphedAdapter, tokens: int, pool: tuple[int, int]) -> None:
+    def __init__(self, owner: GraphedAdapter, tokens: int, pool: Any) -> None:
         config, batch, self._owner, self.tokens = owner.config, owner.batch, owner, tokens
-        new = {"device": owner.device, "dtype": owner.dtype}
-        self.vlm = torch.zeros(batch, tokens, config.vlm_dim, **new)
-        self.dino = torch.zeros(batch, owner.dino_tokens, config.dino_dim, **new)
+        self.vlm = torch.zeros(batch, tokens, config.vlm_dim, device=owner.device, dtype=owner.dtype)
+        self.dino = torch.zeros(
+            batch, owner.dino_tokens, config.dino_dim, device=owner.device, dtype=owner.dtype
+        )
         self.lengths = torch.full((batch,), tokens, dtype=torch.int32, device=owner.device)
         self.table = owner.make_table(tokens, (None, None))
         # What the buffers hold, so that nothing is written twice: a stream's clips share grid and length.
         self._grids: Grids = (None, None)
         self._length: int | None = tokens
-        stream = torch.cuda.Stream(owner.device)
+        stream = torch.cuda.Stream(owner.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(owner.device))
         with torch.cuda.stream(stream):
             self.forward()

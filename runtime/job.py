@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["reconstruct"]
 
-_BATCH_BYTES = 2**25
-_BATCHES_AHEAD = 2
-_CHUNKS_BEHIND = 2
+# Bounds on what waits in memory, for clips of very large frames.
+_BATCH_BYTES, _BATCHES_AHEAD = 2**25, 2
+_WRITE_BYTES, _CHUNKS_BEHIND = 2**28, 2
 
 
 def reconstruct(options: ReconstructOptions, *, own_process: bool = False) -> Report:
@@ -93,9 +93,11 @@ def _run(reader: ClipReader, outputs: Outputs, pipeline: Pipeline, meter: Qualit
 
     begun = time.perf_counter()
     first_frame_seconds, frames = 0.0, 0
-    size = max(1, min(8, _BATCH_BYTES // (info.width * info.height * 3)))
+    frame_bytes = info.width * info.height * 3
+    size = max(1, min(8, _BATCH_BYTES // frame_bytes))
+    behind = max(1, min(_CHUNKS_BEHIND, _WRITE_BYTES // (8 * frame_bytes)))
     with (
-        WriteBehind(write, _CHUNKS_BEHIND) as writer,
+        WriteBehind(write, behind) as writer,
         ReadAhead(_timed(reader.batches(size), clock), _BATCHES_AHEAD) as batches,
         tqdm(total=info.num_frames, unit=" frames", disable=None) as progress,
     ):

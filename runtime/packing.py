@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from foresight.adapters import Adapter, AdapterBody, AdapterConfig, Grid
+from foresight.adapters.layer import EPS, AdapterLayer
 from foresight.kernels import implementation
 
 __all__ = ["PackedAdapter", "PackedLayer", "PackedLinear", "pack_adapter"]
@@ -80,7 +81,7 @@ class PackedAdapter:
         output = _linear(hidden_states, self.out)[0].view(-1, queries, self.config.output_dim)
         if self.config.output_grid is None:
             return output
-        return output.transpose(1, 2).contiguous().unflatten(2, self.config.output_grid)
+        return output.mT.contiguous().view(len(output), -1, *self.config.output_grid)
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that is kept."""
@@ -115,7 +116,7 @@ def pack_adapter(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> 
         weight, bias = _values(linear)
         return _packed(weight, bias, norm, device, dtype)
 
-    layers = [body.layers[index] for index in range(len(body.layers))]
+    layers = _layers(body)
     pairs = [_values(layer.cross_attention.kv) for layer in layers]
     weight, bias = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     hidden_states, query = _first_queries(body)
@@ -141,6 +142,10 @@ def pack_adapter(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> 
     )
 
 
+def _layers(body: AdapterBody) -> list[AdapterLayer]:
+    return [layer for layer in body.layers if isinstance(layer, AdapterLayer)]
+
+
 def _values(module: nn.Module) -> tuple[Tensor, Tensor]:
     weight, bias = (module.get_parameter(name).detach().float() for name in ("weight", "bias"))
     return weight, bias
@@ -162,12 +167,12 @@ def _packed(
 
 def _first_queries(body: AdapterBody) -> tuple[Tensor, Tensor]:
     """What the first layer's queries are after its self-attention, and their cross-attention query."""
-    layer = body.layers[0]
+    layer = _layers(body)[0]
     queries = body.queries.detach().float()
     attention = layer.self_attention
     normed = _norm(queries, layer.self_norm)
     weight, bias = _values(attention.qkv)
-    qkv = (normed @ weight.T + bias).unflatten(1, (3, attention.num_heads, -1)).permute(1, 2, 0, 3)
+    qkv = (normed @ weight.T + bias).view(len(queries), 3, attention.num_heads, -1).permute(1, 2, 0, 3)
     shares = torch.softmax(qkv[0] @ qkv[1].mT * qkv.shape[-1] ** -0.5, dim=-1)
     weight, bias = _values(attention.out)
     hidden_states = queries + (shares @ qkv[2]).transpose(0, 1).flatten(1) @ weight.T + bias
@@ -177,7 +182,7 @@ def _first_queries(body: AdapterBody) -> tuple[Tensor, Tensor]:
 
 def _norm(x: Tensor, norm: nn.Module) -> Tensor:
     weight, bias = _values(norm)
-    return torch.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, 1e-5)
+    return torch.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, EPS)
 
 
 @torch.no_grad()

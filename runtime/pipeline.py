@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +70,13 @@ class Pipeline:
         while waiting:
             yield self._finish(waiting.popleft())
 
-    @torch.inference_mode()
     def _launch(self, chunk: Chunk, quality: QualityMeter | None) -> _Launched:
+        # Events and pinned copies belong to the thread's current GPU, whichever the models are on.
+        on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with torch.inference_mode(), on_device:
+            return self._reconstruct(chunk, quality)
+
+    def _reconstruct(self, chunk: Chunk, quality: QualityMeter | None) -> _Launched:
         height, width = chunk.batch.height, chunk.batch.width
         letterbox = Letterbox((height, width), self.stack.config.size)
         size = (height, width) if self.config.size == "source" else letterbox.fitted
@@ -101,8 +107,9 @@ class Pipeline:
 
     def _paint(self, translated: Tensor, index: int) -> Tensor:
         decoder, seed = self.stack.decoder, self.config.seed
-        latents = translated.float()
-        if self.config.mode == "conditioning":
+        if self.config.mode == "latent":
+            latents = translated.float()
+        else:
             with self.clock.stage("denoise"):
                 shape = (1, decoder.vae.config.latent_channels, *self.stack.config.latent_size)
                 latents = decoder.denoise(translated, decoder.noise(seed, index, shape), self._sigmas)

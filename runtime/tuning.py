@@ -68,14 +68,18 @@ def replay_microseconds(graph: torch.cuda.CUDAGraph, *, replays: int = 50, repea
     times = []
     graph.replay()
     for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (_event() for _ in range(2))
         begin.record()
         for _ in range(replays):
             graph.replay()
         end.record()
         end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / replays)
+        times.append(float(begin.elapsed_time(end)) * 1e3 / replays)
     return statistics.median(times)
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 class _Case:
