@@ -66,7 +66,7 @@ def _project_kernel(
     VLM_DIM: tl.constexpr, DINO_DIM: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PROGRAMMATIC: tl.constexpr,
 ):  # fmt: skip
-    if PROGRAMMATIC:
+    if PROGRAMMATIC > 0:
         gdc_launch_dependents()
     tile = tl.program_id(0)
     total = vlm_tokens + dino_tokens
@@ -105,8 +105,10 @@ def _finish_rows(
     column_sums = tl.load(sums + columns, mask=used, other=0.0)
     filled = inside[:, None] & used[None, :]
     places = tl.load(table + (offset + place)[:, None] * WIDTH + columns[None, :], mask=filled, other=0.0)
-    if PROGRAMMATIC:
+    if PROGRAMMATIC > 0:
         gdc_wait()
+    if PROGRAMMATIC == 2:
+        gdc_launch_dependents()
     target = row * total + offset + place
     output = tl.zeros((ROWS, WIDTH_PADDED), tl.float32)
     for split in tl.static_range(SPLITS):
@@ -127,7 +129,7 @@ def _finish_kernel(
     VLM_PADDED: tl.constexpr, DINO_PADDED: tl.constexpr, WIDTH_PADDED: tl.constexpr,
     PROGRAMMATIC: tl.constexpr,
 ):  # fmt: skip
-    if PROGRAMMATIC:
+    if PROGRAMMATIC == 1:
         gdc_launch_dependents()
     tile = tl.program_id(0)
     total = vlm_tokens + dino_tokens
@@ -155,7 +157,7 @@ def launch_context(
     *,
     project: Launch,
     finish: Launch,
-    programmatic: bool,
+    programmatic: int,
 ) -> Tensor:
     """Launch both kernels; arguments and result are those of `reference.encode_context`."""
     batch, vlm_tokens, vlm_dim = vlm.shape

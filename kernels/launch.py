@@ -57,10 +57,10 @@ class Launch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchTable:
-    """Launches of one device: `programmatic` says whether launches overlap (compute capability 9.0 and up)."""
+    """Launches of one device; how they overlap is in `programmatic`, as `foresight.kernels.launcher` says."""
 
     device: str
-    programmatic: bool
+    programmatic: int
     entries: Mapping[str, Mapping[tuple[int, ...], Launch]]
 
     def nearest(self, kernel: str, shape: Sequence[int]) -> Launch:

@@ -25,28 +25,29 @@ def start(
     kernel: Any,
     grid: tuple[int, int, int],
     launch: Launch,
-    programmatic: bool,
+    programmatic: int,
     *arguments: Any,
     waits: bool = True,
     **constants: Any,
 ) -> None:
     """Launch `kernel` on `grid`.
 
-    `programmatic` lets it start while the kernel before it ends; it waits for that one's results itself.
+    `programmatic` lets it start before the kernel ahead of it ends (1: once that one runs, 2: once that one
+    waits no more, 0: not at all); it waits for that one's results itself.
     The first kernel of a chain, which waits for nothing, is launched the plain way: `waits` is false.
     """
     if _INTERPRETED:
-        kernel[grid](*arguments, **constants, PROGRAMMATIC=False)
+        kernel[grid](*arguments, **constants, PROGRAMMATIC=0)
         return
     # A traced launch keeps no attributes, and the compiled artefact would drop them.
-    overlapped = programmatic and all(
+    overlapped = programmatic > 0 and all(
         type(x) in (torch.Tensor, Parameter) for x in arguments if isinstance(x, torch.Tensor)
     )
     extra = {"launch_pdl": True} if overlapped and waits else {}
     wrap_triton(kernel)[grid](
         *arguments,
         **constants,
-        PROGRAMMATIC=overlapped,
+        PROGRAMMATIC=programmatic if overlapped else 0,
         num_warps=launch.warps,
         num_stages=launch.stages,
         **extra,

@@ -31,7 +31,7 @@ def _linear_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUPS: tl.constexpr,
     PROGRAMMATIC: tl.constexpr,
 ):  # fmt: skip
-    if PROGRAMMATIC:
+    if PROGRAMMATIC == 1:
         gdc_launch_dependents()
     part: tl.constexpr = DEPTH // GROUPS
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -46,8 +46,10 @@ def _linear_kernel(
     shift = tl.load(bias + columns, mask=used, other=0.0)
     if NORM:
         column_sums = tl.load(sums + columns, mask=used, other=0.0)
-    if PROGRAMMATIC:
+    if PROGRAMMATIC > 0:
         gdc_wait()
+    if PROGRAMMATIC == 2:
+        gdc_launch_dependents()
     if RESIDUAL:
         kept = tl.load(
             residual + (rows % residual_rows)[:, None] * WIDTH + columns[None, :],
@@ -128,7 +130,7 @@ def launch_linear(
     logs: Tensor | None = None,
     head_dim: int = 16,
     launch: Launch,
-    programmatic: bool,
+    programmatic: int,
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernel; arguments and result are those of `reference.fused_linear`.
 

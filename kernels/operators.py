@@ -29,10 +29,10 @@ def _launch(kernel: str, *shape: int) -> Launch:
     return find_launch(_device_name(), kernel, shape)
 
 
-def _programmatic() -> bool:
+def _programmatic() -> int:
     # Overlapping launches came with compute capability 9.0.
     capable = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
-    return capable and find_table(_device_name()).programmatic
+    return find_table(_device_name()).programmatic if capable else 0
 
 
 @triton_op("foresight::encode_context", mutates_args={})
@@ -130,6 +130,9 @@ def attend(
     key_column: int,
     value_column: int,
     always: int,
+    query_weight: Tensor | None = None,
+    query_bias: Tensor | None = None,
+    query_sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     batch, keys = keys_values.shape[:2]
     queries, width = query.shape[1], weight.shape[0]
@@ -145,6 +148,9 @@ def attend(
         key_column,
         value_column,
         always,
+        query_weight,
+        query_bias,
+        query_sums,
         attend=_launch("attend", queries, heads, keys, batch),
         project=_launch("linear", batch * queries, width, width),
         programmatic=_programmatic(),
@@ -164,6 +170,9 @@ def _(
     key_column: int,  # noqa: ARG001
     value_column: int,  # noqa: ARG001
     always: int,  # noqa: ARG001
+    query_weight: Tensor | None = None,  # noqa: ARG001
+    query_bias: Tensor | None = None,  # noqa: ARG001
+    query_sums: Tensor | None = None,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
     shape = (keys_values.shape[0] * query.shape[1], weight.shape[0])
     return query.new_empty(shape), bias.new_empty(shape)

@@ -23,7 +23,7 @@ def _product_kernel(
     DIM: tl.constexpr, WIDTH: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PROGRAMMATIC: tl.constexpr,
 ):  # fmt: skip
-    if PROGRAMMATIC:
+    if PROGRAMMATIC == 1:
         gdc_launch_dependents()
     column_tiles: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
     tile = tl.program_id(0)
@@ -32,8 +32,10 @@ def _product_kernel(
     depths = tl.arange(0, DEPTH)
     inside, used = rows < rows_total, columns < WIDTH
     shift = tl.load(bias + columns, mask=used, other=0.0)
-    if PROGRAMMATIC:
+    if PROGRAMMATIC > 0:
         gdc_wait()
+    if PROGRAMMATIC == 2:
+        gdc_launch_dependents()
     result = tl.zeros((ROWS, COLUMNS), tl.float32)
     for step in range(0, DIM, DEPTH):
         here = depths + step
@@ -53,7 +55,7 @@ def _product_kernel(
 
 
 def launch_product(
-    hidden_states: Tensor, weight: Tensor, bias: Tensor, *, launch: Launch, programmatic: bool
+    hidden_states: Tensor, weight: Tensor, bias: Tensor, *, launch: Launch, programmatic: int
 ) -> Tensor:
     """Launch the kernel; arguments and result are those of `reference.product`."""
     rows, dim = hidden_states.shape

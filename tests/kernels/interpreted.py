@@ -37,7 +37,7 @@ def sizes(request: pytest.FixtureRequest) -> Sizes:
 def test_context(sizes: Sizes, dtype: torch.dtype, splits: int) -> None:
     arguments = Make(sizes, dtype).context()
     project = Launch(rows=16, columns=32, depth=16, splits=splits)
-    actual = launch_context(*arguments, project=project, finish=Launch(rows=4), programmatic=False)
+    actual = launch_context(*arguments, project=project, finish=Launch(rows=4), programmatic=0)
     assert_close(actual, reference.encode_context(*arguments), dtype)
 
 
@@ -45,7 +45,7 @@ def test_context(sizes: Sizes, dtype: torch.dtype, splits: int) -> None:
 def test_product(sizes: Sizes, dtype: torch.dtype) -> None:
     arguments = Make(sizes, dtype).product()
     launch = Launch(rows=16, columns=64, depth=32)
-    actual = launch_product(*arguments, launch=launch, programmatic=False)
+    actual = launch_product(*arguments, launch=launch, programmatic=0)
     assert_close(actual, reference.product(*arguments), dtype)
 
 
@@ -55,7 +55,7 @@ def test_product(sizes: Sizes, dtype: torch.dtype) -> None:
 def test_linear(sizes: Sizes, dtype: torch.dtype, kind: str, depth: int) -> None:
     arguments = Make(sizes, dtype).linear(kind)
     launch = Launch(rows=16, columns=32, depth=depth, groups=2)
-    actual = launch_linear(*arguments, launch=launch, programmatic=False)
+    actual = launch_linear(*arguments, launch=launch, programmatic=0)
     for one, other in zip(actual, reference.fused_linear(*arguments), strict=True):
         assert one.shape == other.shape
         if one.numel():
@@ -63,7 +63,7 @@ def test_linear(sizes: Sizes, dtype: torch.dtype, kind: str, depth: int) -> None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["first", "cross", "self"])
+@pytest.mark.parametrize("kind", ["first", "cross", "made", "self"])
 @pytest.mark.parametrize("splits", [1, 3])
 def test_attend(sizes: Sizes, dtype: torch.dtype, kind: str, splits: int) -> None:
     arguments = Make(sizes, dtype).attend(kind)
@@ -71,6 +71,6 @@ def test_attend(sizes: Sizes, dtype: torch.dtype, kind: str, splits: int) -> Non
         Launch(depth=16, groups=1, splits=splits),
         Launch(rows=16, columns=32, depth=32, groups=2),
     )
-    actual = launch_attend(*arguments, attend=attend, project=project, programmatic=False)
+    actual = launch_attend(*arguments, attend=attend, project=project, programmatic=0)
     for one, other in zip(actual, reference.attend(*arguments), strict=True):
         assert_close(one, other, dtype)
