@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from foresight.evaluation.environment import describe_hardware, find_commit, library_versions
 from foresight.media import ClipInfo, ClipReader, FrameBatch
 from foresight.models.presets import StackConfig
 from foresight.models.sigmas import sigma_schedule
@@ -146,6 +145,7 @@ def _report(
 ) -> Report:
     import torch
 
+    from foresight.evaluation.environment import describe_hardware, find_commit, library_versions
     from foresight.runtime.timing import peak_gpu_memory_mb, peak_memory_mb
 
     timings = pipeline.clock.timings()
