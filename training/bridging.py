@@ -44,8 +44,7 @@ class AdapterTask(nn.Module):
 class ConditioningTask(AdapterTask):
     """Train a conditioning adapter through the frozen transformer.
 
-    The loss is the error of the denoised estimate (a quarter of the batch starts from pure noise), a few of these
-    estimates decoded, and, where the transformer's own conditioning encoder is at hand, the distance to its tokens.
+    The loss is the velocity's error (a quarter of the batch at full noise), a few one-step estimates decoded, and, where the transformer's own conditioning encoder is at hand, the distance to its tokens.
     """
 
     def __init__(
@@ -66,12 +65,13 @@ class ConditioningTask(AdapterTask):
         tokens = self.translate(examples)
         sigmas = sample_sigmas(self.batch, at_one=0.25, device=latents.device)
         level = sigmas[:, None, None, None, None]
-        noisy = torch.lerp(latents, torch.randn_like(latents), level)
+        noise = torch.randn_like(latents)
+        noisy = torch.lerp(latents, noise, level)
         decoder = self.stack.decoder
-        estimate = noisy - level * decoder.velocity(noisy, sigmas, decoder.condition(tokens))
-        matched = (estimate - latents).square().mean()
-        decoded = self.decoded_loss(estimate, examples)
-        scalars = {"loss": matched + decoded, "latents": matched, "decoded": decoded}
+        predicted = decoder.velocity(noisy, sigmas, decoder.condition(tokens))
+        matched = (predicted - (noise - latents)).square().mean()
+        decoded = self.decoded_loss(noisy - level * predicted, examples)
+        scalars = {"loss": matched + decoded, "velocity": matched, "decoded": decoded}
         if self.teacher is not None:
             with torch.no_grad():
                 wanted = self.teacher(latents)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foresight.models.architectures import build_dino, build_transformer, build_vae, build_vlm
 from foresight.models.dino import DinoExtractor
-from foresight.models.latents import denormalize_latents, normalize_latents
+from foresight.models.latents import normalize_latents
 from foresight.models.presets import ARCHITECTURES, STACKS
 from foresight.models.saving import save_stack
 from foresight.models.stack import Stack
@@ -110,7 +110,6 @@ class NanoTraining:
             transformer,
             encoder,
             LatentPool(self.encode, self.pool).draw,
-            self.decode,
             self.batch("transformer"),
             CONFIG.fps,
         )
@@ -184,11 +183,6 @@ class NanoTraining:
         """Video [B, 3, T, H, W] to model-space latents."""
         mean = self.vae.encoder(video).float().chunk(2, 1)[0]
         return normalize_latents(mean, self.vae)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Model-space latents to video, differentiable."""
-        video: Tensor = self.vae.decoder(denormalize_latents(latents, self.vae))
-        return video
 
     def untrained_dino(self) -> DinoExtractor:
         """A fresh image encoder."""
