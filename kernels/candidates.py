@@ -59,13 +59,10 @@ def _linear(shape: Sequence[int]) -> list[Launch]:
 def _attend(shape: Sequence[int]) -> list[Launch]:
     queries, heads, keys, batch = shape
     found = []
-    for rows, depth, splits, warps in combinations((16, 32), (64, 128, 256), (1, 2, 3, 4, 6, 8), (4, 8)):
+    for rows, depth, splits, warps in combinations((16, 32), (64, 128, 256), (1, 2, 3, 4, 6), (4, 8)):
         blocks = -(-queries // rows) * heads * batch * splits
         if depth // warps >= 16 and depth * (splits - 1) < keys and blocks <= 600:
-            found += [
-                Launch(rows=rows, depth=depth, groups=warps, splits=splits, warps=warps, stages=stages)
-                for stages in (1, 2)
-            ]
+            found.append(Launch(rows=rows, depth=depth, groups=warps, splits=splits, warps=warps, stages=2))
     return found
 
 
@@ -75,4 +72,5 @@ _CANDIDATES = {
     "product": _product,
     "linear": _linear,
     "attend": _attend,
+    "attend_made": _attend,
 }

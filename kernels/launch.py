@@ -23,6 +23,7 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "product": ("rows", "in_features", "out_features"),
     "linear": ("rows", "in_features", "out_features"),
     "attend": ("queries", "heads", "keys", "batch"),
+    "attend_made": ("queries", "heads", "keys", "batch"),
 }
 _FOLDER = Path(__file__).parent / "settings"
 _FALLBACK = "nvidia_h200"

@@ -151,7 +151,7 @@ def attend(
         query_weight,
         query_bias,
         query_sums,
-        attend=_launch("attend", queries, heads, keys, batch),
+        attend=_launch("attend" if query_weight is None else "attend_made", queries, heads, keys, batch),
         project=_launch("linear", batch * queries, width, width),
         programmatic=_programmatic(),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, linear, scaled_dot_product_attention
+from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 __all__ = ["EPS", "attend", "encode_context", "fused_linear", "product"]
 
@@ -16,33 +16,28 @@ def encode_context(
     dino: Tensor,
     vlm_weight: Tensor,
     dino_weight: Tensor,
-    vlm_sums: Tensor,
-    dino_sums: Tensor,
+    vlm_sums: Tensor,  # noqa: ARG001
+    dino_sums: Tensor,  # noqa: ARG001
     table: Tensor,
     lengths: Tensor,
 ) -> Tensor:
     """The tokens of both encoders, normalised, projected and placed: [B, M + N, hidden_dim], DINO's first.
 
     `vlm` [B, N, vlm_dim] and `dino` [B, M, dino_dim] with weights [hidden_dim, dim] that hold the norms'
-    scale, their row sums [hidden_dim] fp32, and `table` [M + N, hidden_dim] fp32, biases and positions. Rows
-    of `vlm` from `lengths` [B] int32 on may hold anything and are taken as zeros.
+    scale, their row sums [hidden_dim] fp32 (for a kernel that multiplies before it normalises), and `table`
+    [M + N, hidden_dim] fp32, biases and positions. Rows of `vlm` from `lengths` [B] int32 on may hold
+    anything and are taken as zeros.
     """
     keep = torch.arange(vlm.shape[1], device=vlm.device) < lengths[:, None]
-    vlm = torch.where(keep[:, :, None], vlm, 0.0)
-    streams = ((dino, dino_weight, dino_sums), (vlm, vlm_weight, vlm_sums))
-    context = torch.cat([_project(*stream) for stream in streams], dim=1)
+    if not bool(keep.all()):
+        vlm = torch.where(keep[:, :, None], vlm, 0.0)
+    streams = ((dino, dino_weight), (vlm, vlm_weight))
+    context = torch.cat([linear(_normalised(x), weight) for x, weight in streams], dim=1)
     return (context + table).to(vlm.dtype)
 
 
-def _project(hidden_states: Tensor, weight: Tensor, sums: Tensor) -> Tensor:
-    mean, rstd = _statistics(hidden_states)
-    return rstd * (linear(hidden_states, weight).float() - mean * sums)
-
-
-def _statistics(hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-    values = hidden_states.float()
-    variance, mean = torch.var_mean(values, dim=-1, correction=0, keepdim=True)
-    return mean, torch.rsqrt(variance + EPS)
+def _normalised(hidden_states: Tensor) -> Tensor:
+    return layer_norm(hidden_states, hidden_states.shape[-1:], eps=EPS)
 
 
 def product(hidden_states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -64,17 +59,19 @@ def fused_linear(
     that holds the norm's scale, the input is normalised. `residual` [R or a divisor of R, N] fp32 is added.
     Returns [R, N] of the input's type, and the same as fp32 [R, N] with a residual, [0] without one.
     """
-    output = linear(hidden_states, weight).float()
     if sums is not None:
-        mean, rstd = _statistics(hidden_states)
-        output = rstd * (output - mean * sums)
-    output = output + bias
+        hidden_states = _normalised(hidden_states)
+    if hidden_states.dtype == torch.float32:
+        output = linear(hidden_states, weight, bias)
+    else:
+        output = linear(hidden_states, weight).float() + bias
     if activation:
         output = gelu(output)
     if residual is None:
         return output.to(hidden_states.dtype), output.new_empty(0)
-    output = output + residual.repeat(output.shape[0] // residual.shape[0], 1)
-    return output.to(hidden_states.dtype), output
+    output = (output.view(-1, *residual.shape) + residual).flatten(0, 1)
+    # An operator's results must not share memory.
+    return output.to(hidden_states.dtype, copy=True), output
 
 
 def attend(
