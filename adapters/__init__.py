@@ -7,8 +7,10 @@ from foresight.adapters.build import build_adapter
 from foresight.adapters.checkpoint import load_adapter, save_adapter
 from foresight.adapters.config import AdapterConfig, Grid
 from foresight.adapters.cross_attention import CrossAttentionAdapter
-from foresight.adapters.engine_error import EngineError
+from foresight.adapters.engine_cuda import cuda_driver_refusal
+from foresight.adapters.engine_error import EngineDamagedError, EngineError
 from foresight.adapters.engine_file import EngineFile, is_engine_archive, read_bare_plan
+from foresight.adapters.engine_host import EngineHost
 from foresight.adapters.engine_manifest import (
     WEIGHTS,
     EngineBucket,
@@ -17,6 +19,9 @@ from foresight.adapters.engine_manifest import (
     EngineParity,
     EngineTarget,
 )
+from foresight.adapters.engine_open import Compiled, open_aoti, open_onnx
+from foresight.adapters.engine_plan import TensorRTPlan, find_tensorrt, tensorrt_version
+from foresight.adapters.engine_signature import ENGINE_INPUTS, ENGINE_OUTPUT, engine_inputs
 from foresight.adapters.engine_weights import load_engine_adapter
 from foresight.adapters.engine_writer import MemberSource, write_engine
 from foresight.adapters.errors import AdapterError
@@ -28,18 +33,21 @@ from foresight.adapters.presets import PRESETS, AdapterShape, adapter_config
 from foresight.adapters.query import ScalableQueryAdapter
 
 __all__ = [
-    "PRESETS",
-    "WEIGHTS",
     "Adapter",
     "AdapterBody",
     "AdapterConfig",
     "AdapterError",
     "AdapterShape",
     "BottleneckAdapter",
+    "Compiled",
     "CrossAttentionAdapter",
+    "ENGINE_INPUTS",
+    "ENGINE_OUTPUT",
     "EngineBucket",
+    "EngineDamagedError",
     "EngineError",
     "EngineFile",
+    "EngineHost",
     "EngineManifest",
     "EngineMember",
     "EngineParity",
@@ -49,14 +57,23 @@ __all__ = [
     "LoRAAdapter",
     "MLPAdapter",
     "MemberSource",
+    "PRESETS",
     "PerceiverAdapter",
     "ScalableQueryAdapter",
+    "TensorRTPlan",
+    "WEIGHTS",
     "adapter_config",
     "build_adapter",
+    "cuda_driver_refusal",
+    "engine_inputs",
+    "find_tensorrt",
     "is_engine_archive",
     "load_adapter",
     "load_engine_adapter",
+    "open_aoti",
+    "open_onnx",
     "read_bare_plan",
     "save_adapter",
+    "tensorrt_version",
     "write_engine",
 ]

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from foresight.adapters.engine_archive import ArchiveEntry, looks_like_archive, read_archive
-from foresight.adapters.engine_error import EngineError
+from foresight.adapters.engine_error import EngineDamagedError, EngineError
 from foresight.adapters.engine_manifest import MANIFEST, MAX_MANIFEST_BYTES, EngineManifest, EngineMember
 
 __all__ = ["MAX_MEMBER_BYTES", "EngineFile", "check_sha256", "is_engine_archive", "read_bare_plan"]
@@ -127,13 +127,13 @@ class EngineFile:
         while left:
             block = self._file.read(min(left, _BLOCK))
             if not block:
-                raise EngineError(f"{self.path}: the file became shorter while it was read")
+                raise EngineDamagedError(f"{self.path}: the file became shorter while it was read")
             left -= len(block)
             yield block
 
     def _check_digest(self, member: EngineMember, digest: str) -> None:
         if not hmac.compare_digest(digest, member.sha256):
-            raise EngineError(
+            raise EngineDamagedError(
                 f"{self.path}: member {member.name!r} is damaged or was changed: its sha256 is not the manifest's"
             )
 

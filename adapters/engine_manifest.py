@@ -62,7 +62,7 @@ class EngineTarget:
         kind: what reads it.
         device: "any", "cpu" or "cuda".
         architecture: the machine ("x86_64") or GPU ("sm_90") whose native code it holds; empty for none.
-        capability: the vector instructions of that code on a CPU ("AVX2", "AVX512", ...); empty for none.
+        capability: the vector extensions that this code uses on a CPU ("avx2 fma"); empty for none.
         runtime: the version of torch ("2.14") or TensorRT ("11.1.0") that it needs; empty for any.
         bucket: the only shape that it takes; None for any.
         version_compatible: a TensorRT plan that other versions of its runtime read, the lean one too.
@@ -276,5 +276,5 @@ def _check_whole(name: str, value: object, least: int) -> None:
 
 
 def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str) or not value.isprintable() or len(value) > 256:
-        raise EngineError(f"{name} {value!r}: must be one line of at most 256 characters")
+    if not isinstance(value, str) or not value.isprintable() or len(value) > 1024:
+        raise EngineError(f"{name} {value!r}: must be one line of at most 1024 characters")

@@ -14,6 +14,7 @@ from foresight.training.losses import pixel_loss, relative_error
 __all__ = ["AdapterTask", "ConditioningTask", "LatentTask"]
 
 DECODED_CLIPS = 8
+TOKEN_WEIGHT = 0.2
 
 
 class AdapterTask(nn.Module):
@@ -44,7 +45,8 @@ class AdapterTask(nn.Module):
 class ConditioningTask(AdapterTask):
     """Train a conditioning adapter through the frozen transformer.
 
-    The loss is the velocity's error (a quarter of the batch at full noise), a few one-step estimates decoded, and, where the transformer's own conditioning encoder is at hand, the distance to its tokens.
+    The loss is the velocity's error (a quarter of the batch at full noise), a few one-step estimates decoded, and,
+    where the transformer's own conditioning encoder is at hand, a share of the distance to its tokens.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class ConditioningTask(AdapterTask):
             with torch.no_grad():
                 wanted = self.teacher(latents)
             scalars["tokens"] = relative_error(tokens, wanted)
-            scalars["loss"] = scalars["loss"] + scalars["tokens"]
+            scalars["loss"] = scalars["loss"] + TOKEN_WEIGHT * scalars["tokens"]
         return scalars
 
 
