@@ -53,9 +53,7 @@ def test_velocity_is_that_of_the_decoder_that_will_use_the_weights() -> None:
 def test_the_task_trains_both_networks() -> None:
     torch.manual_seed(0)
     transformer, model = build_transformer(TINY), encoder()
-    task = VelocityTask(
-        transformer, model, lambda batch: torch.randn(batch, 128, 2, 2, 3), lambda z: z, 10, 24.0
-    )
+    task = VelocityTask(transformer, model, lambda batch: torch.randn(batch, 128, 2, 2, 3), 10, 24.0)
     task()["loss"].backward()
     assert model.queries.grad is not None
     assert transformer.proj_in.weight.grad is not None
