@@ -33,6 +33,10 @@ from foresight.adapters.presets import PRESETS, AdapterShape, adapter_config
 from foresight.adapters.query import ScalableQueryAdapter
 
 __all__ = [
+    "ENGINE_INPUTS",
+    "ENGINE_OUTPUT",
+    "PRESETS",
+    "WEIGHTS",
     "Adapter",
     "AdapterBody",
     "AdapterConfig",
@@ -41,8 +45,6 @@ __all__ = [
     "BottleneckAdapter",
     "Compiled",
     "CrossAttentionAdapter",
-    "ENGINE_INPUTS",
-    "ENGINE_OUTPUT",
     "EngineBucket",
     "EngineDamagedError",
     "EngineError",
@@ -57,11 +59,9 @@ __all__ = [
     "LoRAAdapter",
     "MLPAdapter",
     "MemberSource",
-    "PRESETS",
     "PerceiverAdapter",
     "ScalableQueryAdapter",
     "TensorRTPlan",
-    "WEIGHTS",
     "adapter_config",
     "build_adapter",
     "cuda_driver_refusal",

@@ -1,0 +1,22 @@
+"""Whether this process may touch CUDA at all, asked of the driver itself."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+__all__ = ["cuda_driver_refusal"]
+
+
+@cache
+def cuda_driver_refusal() -> str | None:
+    """Why the CUDA driver cannot be used, in half a sentence; None if it can.
+
+    TensorRT's objects crash the process where the driver is missing, so this is asked before any is made.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no CUDA driver is installed"
+    status = driver.cuInit(0)
+    return f"the CUDA driver does not start (cuInit returned {status})" if status else None

@@ -1,0 +1,117 @@
+"""What can be compiled: for every target why it cannot be made here, and how it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from foresight.adapters import (
+    EngineBucket,
+    EngineHost,
+    EngineTarget,
+    MemberSource,
+    open_aoti,
+    open_onnx,
+)
+from foresight.export.aoti import export_aoti
+from foresight.export.fused import FusedAdapter, can_fuse
+from foresight.export.onnx_file import export_onnx
+from foresight.export.options import ExportOptions, TargetName
+from foresight.export.parity import measure_parity, parity_cases
+from foresight.export.portable import PortableAdapter
+from foresight.export.request import Request
+from foresight.export.tensorrt_target import lacking_for_tensorrt, make_tensorrt
+
+__all__ = ["Target", "target_makers"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One target: `lacking` says what this machine lacks for it (None for nothing), `make` compiles."""
+
+    lacking: Callable[[ExportOptions], str | None]
+    make: Callable[[Request], list[MemberSource]]
+
+
+def target_makers() -> Mapping[TargetName, Target]:
+    """Every target by its name."""
+    return {
+        "onnx": Target(lacking=_lacking_for_onnx, make=_make_onnx),
+        "cpu": Target(lacking=_lacking_for_cpu, make=_make_cpu),
+        "cuda": Target(lacking=_lacking_for_cuda, make=_make_cuda),
+        "tensorrt": Target(lacking=lacking_for_tensorrt, make=make_tensorrt),
+    }
+
+
+def _lacking_for_onnx(_options: ExportOptions) -> str | None:
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]
+    return f"{', '.join(missing)} not installed (foresight[onnx])" if missing else None
+
+
+def _make_onnx(request: Request) -> list[MemberSource]:
+    path = request.folder / "model.onnx"
+    export_onnx(request.adapter, request.buckets[0], path)
+    cases = parity_cases(request.adapter, request.buckets, static=False)
+    parity = measure_parity(request.adapter, cases, open_onnx(path.read_bytes()))
+    target = EngineTarget(kind="onnx")
+    return [MemberSource(name=path.name, path=path, dtype="float32", target=target, parity=parity)]
+
+
+def _lacking_for_cpu(_options: ExportOptions) -> str | None:
+    return None if shutil.which("g++") or shutil.which("clang++") else "no C++ compiler found"
+
+
+def _make_cpu(request: Request) -> list[MemberSource]:
+    path, device = request.folder / "cpu.pt2", torch.device("cpu")
+    module = PortableAdapter(request.adapter)
+    export_aoti(module, request.adapter, request.buckets[0], path, dtype=torch.float32)
+    cases = parity_cases(request.adapter, request.buckets, static=False)
+    parity = measure_parity(request.adapter, cases, open_aoti(path, device))
+    host = EngineHost.of(device)
+    target = EngineTarget(
+        kind="aoti",
+        device="cpu",
+        architecture=platform.machine(),
+        capability=" ".join(sorted(host.instructions)),
+        runtime=host.torch_version,
+    )
+    return [MemberSource(name=path.name, path=path, dtype="float32", target=target, parity=parity)]
+
+
+def _lacking_for_cuda(options: ExportOptions) -> str | None:
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    return _lacking_for_cpu(options)
+
+
+def _make_cuda(request: Request) -> list[MemberSource]:
+    device = torch.device("cuda", torch.cuda.current_device())
+    if not can_fuse(request.adapter.config):
+        portable = PortableAdapter(request.adapter).to(device, request.gpu_dtype)
+        return [_cuda_member(request, portable, None)]
+    # The fused kernels' launches are chosen by shape, so that every bucket has a package of its own.
+    module = FusedAdapter(request.adapter, request.gpu_dtype).to(device)
+    return [_cuda_member(request, module, bucket) for bucket in request.buckets]
+
+
+def _cuda_member(request: Request, module: nn.Module, bucket: EngineBucket | None) -> MemberSource:
+    device = torch.device("cuda", torch.cuda.current_device())
+    host, dtype, static = EngineHost.of(device), request.gpu_dtype, bucket is not None
+    stem = f"cuda-{host.gpu}"
+    path = request.folder / (f"{stem}.pt2" if bucket is None else request.name(stem, bucket, ".pt2"))
+    buckets = request.buckets if bucket is None else [bucket]
+    export_aoti(module, request.adapter, buckets[0], path, dtype=dtype, static=static)
+    cases = parity_cases(request.adapter, buckets, static=static)
+    parity = measure_parity(request.adapter, cases, open_aoti(path, device), dtype=dtype)
+    target = EngineTarget(
+        kind="aoti", device="cuda", architecture=host.gpu, runtime=host.torch_version, bucket=bucket
+    )
+    return MemberSource(
+        name=path.name, path=path, dtype=request.options.gpu_dtype, target=target, parity=parity
+    )
