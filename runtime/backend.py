@@ -1,0 +1,62 @@
+"""What runs an engine's adapter is to the pipeline: called like the adapter, whatever it was compiled to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from foresight.adapters import AdapterConfig, EngineBucket, Grid
+
+__all__ = ["BACKENDS", "Backend", "BackendDescription", "BackendName"]
+
+BackendName = Literal["tensorrt", "fused", "aoti", "onnx", "eager"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+"""Every backend, in the order in which a GPU prefers them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendDescription:
+    """What a backend is: `member` of the engine it runs, `buckets` are the only shapes that it takes."""
+
+    name: BackendName
+    member: str
+    device: str
+    dtype: str
+    buckets: tuple[EngineBucket, ...] = ()
+    detail: str = ""
+
+    def __str__(self) -> str:
+        detail = f", {self.detail}" if self.detail else ""
+        return f"{self.name} ({self.member}, {self.dtype} on {self.device}{detail})"
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """An adapter that is ready to run on `device`; `dtype` is what it takes without a conversion."""
+
+    config: AdapterConfig
+    device: torch.device
+    dtype: torch.dtype
+
+    def prepare(self) -> None:
+        """Do now what the first call would otherwise wait for; raises ValueError if the backend cannot run."""
+
+    def __call__(
+        self,
+        vlm_hidden_states: Tensor,
+        dino_hidden_states: Tensor,
+        *,
+        vlm_grid: Grid | None = None,
+        dino_grid: Grid | None = None,
+        vlm_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Translate as `Adapter.forward` does; on CUDA the result may be overwritten by the next call."""
+
+    def close(self) -> None:
+        """Let go of what the backend holds; it cannot be called afterwards."""
+
+    def describe(self) -> BackendDescription:
+        """What this backend is, for the log and the report."""

@@ -1,0 +1,123 @@
+"""The backends that need nothing but an engine's weights: the fused kernels, and eager PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foresight.adapters import WEIGHTS, Adapter, AdapterConfig, EngineBucket, EngineError, Grid
+from foresight.runtime.backend import BackendDescription
+from foresight.runtime.prepared import PreparedAdapter, prepare
+
+__all__ = ["EagerBackend", "FusedBackend", "fused_refusal"]
+
+_FUSED = ("query", "cross_attention")
+
+
+class EagerBackend:
+    """The adapter itself; on CUDA and on the CPU, for every architecture and shape."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        parameter = next(adapter.parameters())
+        self.config, self.device, self.dtype = adapter.config, parameter.device, parameter.dtype
+        self._adapter: Adapter | None = adapter
+
+    def prepare(self) -> None:
+        """Nothing is left to do."""
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        vlm_hidden_states: Tensor,
+        dino_hidden_states: Tensor,
+        *,
+        vlm_grid: Grid | None = None,
+        dino_grid: Grid | None = None,
+        vlm_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Translate as `Adapter.forward` does."""
+        if self._adapter is None:
+            raise ValueError("backend eager: is closed")
+        output: Tensor = self._adapter(
+            vlm_hidden_states,
+            dino_hidden_states,
+            vlm_grid=vlm_grid,
+            dino_grid=dino_grid,
+            vlm_lengths=vlm_lengths,
+        )
+        return output
+
+    def close(self) -> None:
+        """Drop the adapter."""
+        self._adapter = None
+
+    def describe(self) -> BackendDescription:
+        """What this backend is."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return BackendDescription(name="eager", member=WEIGHTS, device=str(self.device), dtype=dtype)
+
+
+class FusedBackend:
+    """The adapter on the project's kernels, prepared for the buckets; one CUDA-graph replay a call on a GPU.
+
+    Raises EngineError for an architecture, dtype or bucket that they do not serve.
+    """
+
+    def __init__(
+        self, adapter: Adapter, device: torch.device, dtype: torch.dtype, buckets: tuple[EngineBucket, ...]
+    ) -> None:
+        self.config: AdapterConfig = adapter.config
+        self.device, self.dtype = device, dtype
+        try:
+            self._prepared: PreparedAdapter | None = prepare(
+                adapter,
+                device,
+                dtype,
+                sorted({bucket.vlm_tokens for bucket in buckets}),
+                dino_tokens=buckets[0].dino_tokens,
+                batch=max(bucket.batch for bucket in buckets),
+            )
+        except ValueError as error:
+            raise EngineError(f"the fused kernels cannot serve it: {error}") from error
+        self._path = self._prepared.report().path
+
+    def prepare(self) -> None:
+        """Nothing is left to do: graphs are captured when the backend is made."""
+
+    def __call__(
+        self,
+        vlm_hidden_states: Tensor,
+        dino_hidden_states: Tensor,
+        *,
+        vlm_grid: Grid | None = None,
+        dino_grid: Grid | None = None,
+        vlm_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Translate; on CUDA the result is a buffer that the next call on this stream overwrites."""
+        if self._prepared is None:
+            raise ValueError("backend fused: is closed")
+        return self._prepared(
+            vlm_hidden_states,
+            dino_hidden_states,
+            vlm_grid=vlm_grid,
+            dino_grid=dino_grid,
+            vlm_lengths=vlm_lengths,
+        )
+
+    def close(self) -> None:
+        """Drop the packed weights, buffers and graphs."""
+        self._prepared = None
+
+    def describe(self) -> BackendDescription:
+        """What this backend is."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return BackendDescription(
+            name="fused", member=WEIGHTS, device=str(self.device), dtype=dtype, detail=self._path
+        )
+
+
+def fused_refusal(config: AdapterConfig) -> str | None:
+    """Why the fused kernels do not serve an adapter, in half a sentence; None if they do."""
+    if config.architecture not in _FUSED:
+        return f"there are no fused kernels for the architecture {config.architecture}"
+    return None
