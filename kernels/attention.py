@@ -174,8 +174,11 @@ def launch_attend(
     dtype = torch.float32 if splits > 1 else query.dtype
     mixed = torch.empty((splits, batch * queries, width), dtype=dtype, device=query.device)
     logs = torch.empty((splits, batch * queries, heads), dtype=torch.float32, device=query.device)
-    # A step of the query's projection fills half of the registers that the block has.
-    made_depth = min(triton.next_power_of_2(width), 4096 * attend.warps // (width // heads))
+    # What a block holds of the query's projection: all of it in half of its registers, or a quarter at a time
+    # with the next in flight.
+    made_depth = triton.next_power_of_2(width)
+    if made_depth * (width // heads) > 4096 * attend.warps:
+        made_depth = 2048 * attend.warps // (width // heads)
     start(
         _attend_kernel, (triton.cdiv(queries, attend.rows), batch * heads, splits), attend, programmatic,
         query, *(weight if x is None else x for x in (query_weight, query_bias, query_sums)),

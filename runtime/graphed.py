@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foresight.adapters import Adapter, AdapterBody, Grid
+from foresight.runtime.capture import capture_graph, current_stream, new_pool, reserved_bytes
 from foresight.runtime.packing import PackedAdapter, positions_table
 from foresight.runtime.prepared import PreparedAdapter, PreparedReport
 
@@ -32,14 +33,7 @@ class _Bucket:
         # What the buffers hold, so that nothing is written twice: a stream's clips share grid and length.
         self._grids: Grids = (None, None)
         self._length: int | None = tokens
-        stream = torch.cuda.Stream(owner.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(owner.device))
-        with torch.cuda.stream(stream):
-            self.forward()
-        torch.cuda.current_stream(owner.device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self.output = self.forward()
+        self._replay, self.output = capture_graph(self.forward, owner.device, pool)
 
     def forward(self) -> Tensor:
         """The same kernels on the same buffers, without the graph."""
@@ -63,7 +57,7 @@ class _Bucket:
         elif self._length != vlm.shape[1]:
             self.lengths.fill_(vlm.shape[1])
             self._length = vlm.shape[1]
-        self._graph.replay()
+        self._replay()
         return self.output
 
 
@@ -86,16 +80,16 @@ class GraphedAdapter(PreparedAdapter):
         assert isinstance(body, AdapterBody)
         self.config, self.packed, self.device, self.dtype = adapter.config, packed, device, dtype
         self.buckets, self.dino_tokens, self.batch, self._body = buckets, dino_tokens, batch, body
-        with torch.cuda.device(device), torch.inference_mode(False), torch.no_grad():
-            before = torch.cuda.memory_reserved(device)
+        before = reserved_bytes(device)
+        # Buffers that are written into inside and outside of inference mode must not belong to it.
+        with torch.inference_mode(False), torch.no_grad():
             self._replicas = [self._make_replica() for _ in range(replicas)]
-            torch.cuda.synchronize(device)
-            self._reserved = torch.cuda.memory_reserved(device) - before
+        self._reserved = reserved_bytes(device) - before
         self._bound: dict[int, list[_Bucket]] = {}
 
     def _make_replica(self) -> list[_Bucket]:
         # One pool for all of them: a replica runs one bucket at a time.
-        pool = torch.cuda.graph_pool_handle()
+        pool = new_pool()
         return [_Bucket(self, tokens, pool) for tokens in self.buckets]
 
     def make_table(self, tokens: int, grids: Grids) -> Tensor:
@@ -140,7 +134,7 @@ class GraphedAdapter(PreparedAdapter):
 
     def replica(self) -> list[_Bucket]:
         """The buckets that belong to the current stream, which keeps them from its first call on."""
-        stream = torch.cuda.current_stream(self.device).cuda_stream
+        stream = current_stream(self.device)
         replica = self._bound.get(stream)
         if replica is None:
             if len(self._bound) == len(self._replicas):

@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from foresight.kernels import Launch, reference
+from foresight.adapters import Adapter, AdapterBody, AdapterConfig, build_adapter
+from foresight.kernels import Launch, LaunchTable, launches, reference, using_table
 from foresight.kernels.attention import launch_attend
 from foresight.kernels.context import launch_context
 from foresight.kernels.linear import launch_linear
 from foresight.kernels.product import launch_product
+from foresight.runtime import packing
 
 from .shapes import Make, Sizes
 
@@ -74,3 +76,76 @@ def test_attend(sizes: Sizes, dtype: torch.dtype, kind: str, splits: int) -> Non
     actual = launch_attend(*arguments, attend=attend, project=project, programmatic=0)
     for one, other in zip(actual, reference.attend(*arguments), strict=True):
         assert_close(one, other, dtype)
+
+
+SMALL = LaunchTable(
+    device="none",
+    programmatic=0,
+    entries={
+        "project": {(32, 9, 96, 64): Launch(rows=16, columns=32, depth=32, splits=2)},
+        "finish": {(41, 96): Launch(rows=4)},
+        "product": {(41, 64, 256): Launch(rows=32, columns=64, depth=32)},
+        "linear": {(20, 64, 64): Launch(rows=16, columns=64, depth=64, groups=2)},
+        "attend": {(20, 2, 41, 1): Launch(depth=32, groups=2, splits=2)},
+        "attend_made": {(20, 2, 41, 1): Launch(depth=32, groups=2, splits=2)},
+    },
+)
+
+
+def small_adapter(architecture: str) -> Adapter:
+    torch.manual_seed(0)
+    adapter = build_adapter(
+        AdapterConfig(
+            architecture=architecture,
+            vlm_dim=96,
+            dino_dim=32,
+            hidden_dim=64,
+            num_layers=2,
+            num_heads=2,
+            ff_dim=80,
+            num_queries=20,
+            output_dim=72,
+            output_grid=(2, 2, 5) if architecture == "cross_attention" else None,
+        )
+    )
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return adapter.eval()
+
+
+@pytest.mark.parametrize("architecture", ["query", "cross_attention"])
+def test_a_whole_adapter(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every length the kernels' chain is the adapter, whatever lies behind the length."""
+    adapter = small_adapter(architecture)
+    packed = packing.pack_adapter(adapter, torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(packing, "implementation", lambda _: launches)
+    body = adapter.get_submodule("body")
+    assert isinstance(body, AdapterBody)
+    table = packing.positions_table(body, packed, (9, 32), ((1, 3, 3), None))
+    vlm, dino = torch.randn(3, 32, 96), torch.randn(3, 9, 32)
+    for lengths in ([32, 16, 0], [1, 31, 15]):
+        counts = torch.tensor(lengths, dtype=torch.int32)
+        padded = vlm.clone()
+        padded[torch.arange(32) >= counts[:, None]] = torch.nan
+        with torch.no_grad(), using_table(SMALL):
+            actual = packed.forward(padded, dino, table, counts)
+            expected = adapter(vlm, dino, dino_grid=(1, 3, 3), vlm_lengths=counts)
+        assert actual.shape == expected.shape
+        assert_close(actual, expected, torch.float32)
+
+
+# numpy, which interprets the kernels, warns where a GPU does not.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_nan_in_a_true_token_reaches_every_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = small_adapter("query")
+    packed = packing.pack_adapter(adapter, torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(packing, "implementation", lambda _: launches)
+    vlm, dino = torch.randn(2, 32, 96), torch.randn(2, 9, 32)
+    vlm[0, 3, 5] = torch.nan
+    with torch.no_grad(), using_table(SMALL):
+        lengths = torch.tensor([32, 32], dtype=torch.int32)
+        output = packed.forward(vlm, dino, torch.zeros(41, 64), lengths)
+    assert output[0].isnan().all()
+    assert torch.isfinite(output[1]).all()

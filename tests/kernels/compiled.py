@@ -1,0 +1,101 @@
+"""Compiles the kernels for an H200 without one: the real launch path up to the launch itself."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from foresight.kernels import launcher
+
+__all__ = ["Compiled", "compiling", "pretended_device"]
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class _Driver:
+    """Says that the device is one of compute capability 9.0."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:  # noqa: ARG002
+        return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """What became of one launch: bytes of `shared` memory and of `stack` (spilled registers) a block."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    warps: int
+    registers: int
+    stack: int
+    shared: int
+    ptx: str
+
+
+@contextmanager
+def compiling() -> Iterator[list[Compiled]]:
+    """Within it, launches are compiled and noted instead of started."""
+    found: list[Compiled] = []
+
+    class Wrapped:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            def compile_only(*arguments: Any, **options: Any) -> None:
+                found.append(_note(self.kernel, self.kernel.warmup(*arguments, grid=grid, **options), grid))
+
+            return compile_only
+
+    real, launcher.wrap_triton = launcher.wrap_triton, Wrapped
+    try:
+        with pretended_device():
+            yield found
+    finally:
+        launcher.wrap_triton = real
+
+
+@contextmanager
+def pretended_device() -> Iterator[None]:
+    """Within it, Triton believes in a device of compute capability 9.0."""
+    driver.set_active(_Driver())
+    try:
+        yield
+    finally:
+        # Not reset_active(): it looks for a device at once.
+        driver._active = None
+
+
+def _note(kernel: Any, compiled: Any, grid: tuple[int, ...]) -> Compiled:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [str(_TOOLS / "cuobjdump"), "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    numbers = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert numbers is not None, usage
+    return Compiled(
+        kernel=kernel.fn.__name__,
+        grid=grid,
+        warps=compiled.metadata.num_warps,
+        registers=int(numbers[1]),
+        stack=int(numbers[2]),
+        shared=compiled.metadata.shared,
+        ptx=compiled.asm["ptx"],
+    )

@@ -1,0 +1,56 @@
+"""The kernels compile for an H200 wherever Triton is, and fit: nothing spills, and loads are 16 bytes wide."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from foresight.kernels import KERNELS, find_table
+
+from .shapes import FULL, Make, Sizes
+
+launches = pytest.importorskip("foresight.kernels.launches", reason="needs Triton")
+from .compiled import Compiled, compiling  # noqa: E402
+
+LARGEST_SHARED_MEMORY = 227 * 1024
+WIDE = Sizes(
+    vlm_tokens=384, dino_tokens=256, vlm_dim=3584, dino_dim=1024, heads=18, head_dim=64, queries=77, ff_dim=4608,
+    output_dim=4096,
+)  # fmt: skip
+
+
+def compile_all(sizes: Sizes) -> list[Compiled]:
+    make = Make(sizes, torch.bfloat16)
+    with compiling() as found:
+        launches.encode_context(*make.context())
+        launches.product(*make.product())
+        for kind in ("up", "down", "out"):
+            launches.fused_linear(*make.linear(kind))
+        for kind in ("first", "made", "self"):
+            launches.attend(*make.attend(kind))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [FULL, WIDE], ids=["10m", "100m"])
+def test_the_shipped_launches_fit_an_h200(sizes: Sizes) -> None:
+    found = compile_all(sizes)
+    assert len(found) == 12
+    for launch in found:
+        assert launch.stack == 0, launch
+        assert launch.shared <= LARGEST_SHARED_MEMORY, launch
+        assert re.search(
+            r"ld\.global[\w.:]*\.v4\.b32|cp\.async\.cg[\w.:]* \[[^]]*\], \[[^]]*\], 0x10", launch.ptx
+        )
+        waits = launch.ptx.count("griddepcontrol.wait")
+        assert launch.ptx.count("griddepcontrol.launch_dependents") == 1
+        # The first kernel of the chain waits for nothing.
+        assert (waits == 0) == (launch.kernel == "_project_kernel")
+
+
+def test_the_table_has_every_kernel() -> None:
+    table = find_table("NVIDIA H200")
+    assert table.device == "NVIDIA H200"
+    assert set(table.entries) == set(KERNELS)
