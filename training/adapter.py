@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Callable
 
@@ -78,13 +79,16 @@ class AdapterTrainer:
                 size=stack.size,
                 num_frames=stack.num_frames,
             )
-        return FootagePool(
+        footage = FootagePool(
             config.clips,
             size=stack.size,
             num_frames=stack.num_frames,
             max_clips=config.pool,
             device=self.device,
         )
+        for reason in footage.skipped:
+            logging.getLogger(__name__).warning("left out: %s", reason)
+        return footage
 
     def assign(self, examples: ExampleSource, teacher: ConditioningEncoder | None) -> AdapterTask:
         """The task for what this adapter answers with."""
