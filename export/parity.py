@@ -69,9 +69,14 @@ def example_inputs(adapter: Adapter, bucket: EngineBucket, dtype: torch.dtype) -
 
 
 def measure_parity(
-    adapter: Adapter, cases: Sequence[ParityCase], compiled: Compiled, *, dtype: torch.dtype = torch.float32
+    adapter: Adapter,
+    cases: Sequence[ParityCase],
+    compiled: Compiled,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> EngineParity:
-    """Compare with `adapter`, which is fp32, over all cases.
+    """Compare with `adapter`, which is fp32, over all cases; `dtype` and `device` are those of `compiled`.
 
     An fp32 member may differ by 1e-4 (of the largest output, where that is above 1). One of a lower precision
     may differ by twice what eager PyTorch in that precision does, and that much more (the rule of
@@ -80,7 +85,6 @@ def measure_parity(
     """
     low = None
     if dtype != torch.float32:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         low = copy.deepcopy(adapter).to(device=device, dtype=dtype)
     worst = (0.0, _TOLERANCE)
     for case in cases:

@@ -82,7 +82,7 @@ def _make_plan(request: Request, bucket: EngineBucket) -> MemberSource:
         path=path,
         dtype=options.gpu_dtype,
         target=target,
-        parity=measure_parity(request.adapter, cases, TensorRTPlan(plan, device), dtype=dtype),
+        parity=measure_parity(request.adapter, cases, TensorRTPlan(plan, device), dtype=dtype, device=device),
     )
 
 

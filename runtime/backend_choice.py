@@ -52,7 +52,8 @@ def open_backend(
 ) -> Backend:
     """The backend of an engine, prepared: the best that can run here, or the one that is named.
 
-    `dtype` is what the weights' backends compute in. A bare TensorRT plan is taken as an adapter of
+    `dtype` is what the pipeline computes in; a compiled member of another one is only taken when its backend is
+    named. A bare TensorRT plan is taken as an adapter of
     `plan_config`. The choice is logged in one line. Raises EngineError, one line: for an engine that is damaged
     or of another stack, and for a named backend that cannot run.
     """
@@ -65,7 +66,7 @@ def open_backend(
         reasons: list[str] = []
         for name in (backend,) if backend else _ORDER[device.type]:
             try:
-                chosen = _open(name, engine, device, dtype)
+                chosen = _open(name, engine, device, dtype, named=backend is not None)
                 chosen.prepare()
             except EngineDamagedError:
                 raise
@@ -82,7 +83,9 @@ def _logged(backend: Backend, path: str | Path, reasons: list[str]) -> Backend:
     return backend
 
 
-def _open(name: BackendName, engine: EngineFile, device: torch.device, dtype: torch.dtype) -> Backend:
+def _open(
+    name: BackendName, engine: EngineFile, device: torch.device, dtype: torch.dtype, *, named: bool
+) -> Backend:
     config = engine.manifest.adapter
     if name == "eager":
         return EagerBackend(load_engine_adapter(engine, device=device, dtype=dtype))
@@ -94,7 +97,13 @@ def _open(name: BackendName, engine: EngineFile, device: torch.device, dtype: to
         adapter = load_engine_adapter(engine)
         return FusedBackend(adapter, device, dtype, engine.manifest.buckets)
     members = _usable_members(name, engine, device)
-    return open_compiled(name, engine, members, device)
+    kind = str(dtype).removeprefix("torch.")
+    fitting = [member for member in members if member.dtype == kind]
+    if not fitting and not named:
+        # A CPU's bfloat16 is quicker than the best that float32 can be compiled to.
+        raise EngineError(f"{members[0].name} is {members[0].dtype}, the other models compute in {kind}")
+    others = [member for member in members if member.dtype == members[0].dtype]
+    return open_compiled(name, engine, fitting or others, device)
 
 
 def _usable_members(name: BackendName, engine: EngineFile, device: torch.device) -> list[EngineMember]:

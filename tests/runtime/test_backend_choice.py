@@ -127,6 +127,16 @@ def test_the_best_that_runs_here_is_taken_and_said_in_one_line(
     assert "\n" not in message
 
 
+def test_a_member_of_another_dtype_is_taken_only_by_name(path: Path, adapter: Adapter) -> None:
+    assert opened(path, dtype=torch.bfloat16).describe().name == "eager"
+    backend = opened(path, "onnx", dtype=torch.bfloat16)
+    vlm, dino = (each.bfloat16() for each in features())
+    with torch.inference_mode():
+        output, expected = backend(vlm, dino), adapter(vlm.float(), dino.float())
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), expected, rtol=0.01, atol=0.01)
+
+
 def test_an_engine_of_weights_alone_runs(members: list[MemberSource], tmp_path: Path) -> None:
     assert opened(make_engine(tmp_path, members[:1])).describe().name == "eager"
 

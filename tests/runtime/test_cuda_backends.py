@@ -82,7 +82,7 @@ def test_a_backend_is_within_the_bound_of_bfloat16(name: BackendName, engine: Pa
 
     for bucket in BUCKETS:
         parity = measure_parity(
-            adapter, parity_cases(adapter, [bucket], static=True), run, dtype=torch.bfloat16
+            adapter, parity_cases(adapter, [bucket], static=True), run, dtype=torch.bfloat16, device=device
         )
         print(f"{engine.parent.name} {name} {bucket}: {parity}")
         assert parity.holds
