@@ -50,7 +50,7 @@ class TensorRTPlan:
                 raise EngineError(
                     f"TensorRT {version} refused the plan: {self._log.last or 'no reason given'}"
                 )
-            self._check_names()
+            self._output = self._output_name()
             self._context = self._engine.create_execution_context()
             if self._context is None:
                 raise EngineError(f"TensorRT cannot run the plan: {self._log.last or 'no reason given'}")
@@ -59,33 +59,39 @@ class TensorRTPlan:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The fixed shape of every input and of the output."""
-        return {name: tuple(buffer.shape) for name, buffer in self._buffers.items()}
+        """The fixed shape of every input and, as `ENGINE_OUTPUT`, of the output."""
+        return {self._common(name): tuple(buffer.shape) for name, buffer in self._buffers.items()}
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
-        """The type of every input and of the output."""
-        return {name: buffer.dtype for name, buffer in self._buffers.items()}
+        """The type of every input and, as `ENGINE_OUTPUT`, of the output."""
+        return {self._common(name): buffer.dtype for name, buffer in self._buffers.items()}
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Run on the current stream of the device."""
         for name, tensor in zip(ENGINE_INPUTS, inputs, strict=True):
             self._buffers[name].copy_(tensor, non_blocking=True)
         self._graph.replay()
-        return self._buffers[ENGINE_OUTPUT]
+        return self._buffers[self._output]
 
-    def _check_names(self) -> None:
+    def _common(self, name: str) -> str:
+        return ENGINE_OUTPUT if name == self._output else name
+
+    def _output_name(self) -> str:
         engine, mode = self._engine, self._trt.TensorIOMode.INPUT
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = {name for name in names if engine.get_tensor_mode(name) == mode}
         outputs = set(names) - inputs
-        if inputs != set(ENGINE_INPUTS) or outputs != {ENGINE_OUTPUT}:
+        # The output's name is the compiler's choice.
+        if inputs != set(ENGINE_INPUTS) or len(outputs) != 1:
             given = f"{', '.join(sorted(inputs))} -> {', '.join(sorted(outputs))}"
             raise EngineError(f"the plan takes {given}, an adapter's takes {', '.join(ENGINE_INPUTS)}")
+        [output] = outputs
+        return str(output)
 
     def _make_buffers(self) -> dict[str, Tensor]:
         buffers = {}
-        for name in (*ENGINE_INPUTS, ENGINE_OUTPUT):
+        for name in (*ENGINE_INPUTS, self._output):
             shape = tuple(self._engine.get_tensor_shape(name))
             if min(shape) < 1:
                 raise EngineError(f"the plan's {name} has the shape {shape}: every size must be fixed")

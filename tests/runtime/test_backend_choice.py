@@ -138,7 +138,7 @@ def test_a_member_of_another_dtype_is_taken_only_by_name(path: Path, adapter: Ad
 
 
 def test_an_engine_of_weights_alone_runs(members: list[MemberSource], tmp_path: Path) -> None:
-    assert opened(make_engine(tmp_path, members[:1])).describe().name == "eager"
+    assert opened(make_engine(tmp_path, members[:1])).describe().name == "fused"
 
 
 @pytest.mark.parametrize(
