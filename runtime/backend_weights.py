@@ -68,14 +68,19 @@ class FusedBackend:
     ) -> None:
         self.config: AdapterConfig = adapter.config
         self.device, self.dtype = device, dtype
+        # Prepared for one number of clips and one of DINO's tokens: those of the smallest bucket.
+        first = min(buckets)
+        alike = [
+            each for each in buckets if (each.batch, each.dino_tokens) == (first.batch, first.dino_tokens)
+        ]
         try:
             self._prepared: PreparedAdapter | None = prepare(
                 adapter,
                 device,
                 dtype,
-                sorted({bucket.vlm_tokens for bucket in buckets}),
-                dino_tokens=buckets[0].dino_tokens,
-                batch=max(bucket.batch for bucket in buckets),
+                sorted({each.vlm_tokens for each in alike}),
+                dino_tokens=first.dino_tokens,
+                batch=first.batch,
             )
         except ValueError as error:
             raise EngineError(f"the fused kernels cannot serve it: {error}") from error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from foresight.adapters import EngineBucket
 from foresight.export.fused import FusedAdapter, can_fuse
-from foresight.export.parity import measure_parity, parity_cases
+from foresight.export.parity import example_inputs, measure_parity, parity_cases
 
 from .conftest import SIZES, MakeAdapter
 
@@ -29,3 +30,30 @@ def test_other_architectures_have_no_fused_form(make_adapter: MakeAdapter) -> No
             with pytest.raises(ValueError, match="has no fused form"):
                 FusedAdapter(adapter, torch.float32)
     assert [name for name in SIZES if can_fuse(make_adapter(name).config)] == ["query", "cross_attention"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_kernels_are_nodes_of_the_graph_that_is_compiled(make_adapter: MakeAdapter) -> None:
+    """Traced with tensors that only claim to lie on a GPU, as ahead-of-time compilation does there."""
+    pytest.importorskip("triton")
+    adapter = make_adapter("query")
+    fused = FusedAdapter(adapter, torch.bfloat16)
+    bucket = EngineBucket(batch=1, vlm_tokens=24, dino_tokens=16)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in fused.modules():
+            for tensors in (module._buffers, module._parameters):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+                        tensors[name] = torch.nn.Parameter(fake, requires_grad=False)
+        inputs = tuple(
+            torch.empty(each.shape, dtype=each.dtype, device="cuda")
+            for each in example_inputs(adapter, bucket, torch.bfloat16)
+        )
+        program = torch.export.export(fused, inputs)
+    targets = [str(node.target) for node in program.graph.nodes]
+    kernels = {
+        name: targets.count(f"foresight.{name}.default") for name in ("encode_context", "product", "attend")
+    }
+    # Two layers, of which the first has no self-attention left to compute.
+    assert kernels == {"encode_context": 1, "product": 1, "attend": 3}
