@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from foresight.media import FrameBatch
 
-__all__ = ["Chunk", "split_into_chunks"]
+__all__ = ["Chunk", "ChunkBuilder", "split_into_chunks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,24 +40,46 @@ def split_into_chunks(batches: Iterable[FrameBatch], num_frames: int) -> Iterato
     Holds one chunk and one batch at a time. Raises ValueError for less than 2 frames a chunk and when the
     frames change their size.
     """
-    if num_frames < 2:
-        raise ValueError(f"num_frames {num_frames}: a chunk needs one frame of overlap and a new one")
-    index = 0
-    frames: list[NDArray[np.uint8]] = []
-    timestamps: list[float] = []
-    fps = Fraction(1)
+    builder = ChunkBuilder(num_frames)
     for batch in batches:
-        fps = batch.fps
         for frame, timestamp in zip(batch.frames, batch.timestamps, strict=True):
-            if frames and frame.shape != frames[0].shape:
-                raise ValueError(f"frames change from {_size(frames[0])} to {_size(frame)} within the clip")
-            frames.append(frame)
-            timestamps.append(timestamp)
-            if len(frames) == num_frames:
-                yield _chunk(index, frames, timestamps, fps, num_frames)
-                index, frames, timestamps = index + 1, frames[-1:], timestamps[-1:]
-    if len(frames) > min(index, 1):
-        yield _chunk(index, frames, timestamps, fps, num_frames)
+            chunk = builder.add(frame, timestamp, batch.fps)
+            if chunk is not None:
+                yield chunk
+    last = builder.finish()
+    if last is not None:
+        yield last
+
+
+class ChunkBuilder:
+    """Takes frames one by one and gives a chunk of `num_frames` whenever one is complete."""
+
+    def __init__(self, num_frames: int) -> None:
+        if num_frames < 2:
+            raise ValueError(f"num_frames {num_frames}: a chunk needs one frame of overlap and a new one")
+        self._num_frames, self._index, self._fps = num_frames, 0, Fraction(1)
+        self._frames: list[NDArray[np.uint8]] = []
+        self._timestamps: list[float] = []
+
+    def add(self, frame: NDArray[np.uint8], timestamp: float, fps: Fraction) -> Chunk | None:
+        """Take a frame uint8 [H, W, 3]; raises ValueError for one of another size than those before."""
+        frames = self._frames
+        if frames and frame.shape != frames[0].shape:
+            raise ValueError(f"frames change from {_size(frames[0])} to {_size(frame)} within the clip")
+        frames.append(frame)
+        self._timestamps.append(timestamp)
+        self._fps = fps
+        if len(frames) < self._num_frames:
+            return None
+        chunk = _chunk(self._index, frames, self._timestamps, fps, self._num_frames)
+        self._index, self._frames, self._timestamps = self._index + 1, frames[-1:], self._timestamps[-1:]
+        return chunk
+
+    def finish(self) -> Chunk | None:
+        """The last chunk, filled up; None where no new frame is left."""
+        if len(self._frames) <= min(self._index, 1):
+            return None
+        return _chunk(self._index, self._frames, self._timestamps, self._fps, self._num_frames)
 
 
 def _chunk(

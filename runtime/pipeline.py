@@ -23,6 +23,7 @@ from foresight.runtime.timing import StageClock
 if TYPE_CHECKING:
     from foresight.adapters import Adapter
     from foresight.models.stack import Stack
+    from foresight.runtime.backend import Backend
 
 __all__ = ["Pipeline", "ReconstructedChunk"]
 
@@ -39,16 +40,21 @@ class ReconstructedChunk:
 class Pipeline:
     """A stack and an adapter at work; a chunk depends on nothing but the clip, the seed and its index.
 
-    Raises ValueError for an adapter of another mode than the configuration's and for steps that the stack's
-    schedule does not have.
+    The adapter may be an engine's backend, which is called alike. Raises ValueError for an adapter of another
+    mode than the configuration's and for steps that the stack's schedule does not have.
     """
 
     def __init__(
-        self, stack: Stack, adapter: Adapter, config: PipelineConfig, *, clock: StageClock | None = None
+        self,
+        stack: Stack,
+        adapter: Adapter | Backend,
+        config: PipelineConfig,
+        *,
+        clock: StageClock | None = None,
     ) -> None:
         if adapter.config.mode != config.mode:
             raise ValueError(f"mode {config.mode!r}: the adapter was made for {adapter.config.mode!r}")
-        parameter = next(adapter.parameters())
+        parameter = next(stack.vlm.parameters())
         self.stack, self.adapter, self.config = stack, adapter, config
         self.device, self.dtype = parameter.device, parameter.dtype
         self.clock = clock or StageClock(self.device)
@@ -69,6 +75,10 @@ class Pipeline:
                 yield self._finish(waiting.popleft())
         while waiting:
             yield self._finish(waiting.popleft())
+
+    def reconstruct(self, chunk: Chunk) -> ReconstructedChunk:
+        """Reconstruct one chunk of a source that is still running, and wait for it."""
+        return self._finish(self._launch(chunk, None))
 
     def _launch(self, chunk: Chunk, quality: QualityMeter | None) -> _Launched:
         # Events and pinned copies belong to the thread's current GPU, whichever the models are on.

@@ -77,11 +77,14 @@ class StageClock:
             name, start, end = self._running.popleft()
             self.add(name, start.elapsed_time(end))
 
-    def timings(self) -> dict[str, StageTiming]:
-        """What every stage has taken so far, in the order of `STAGES`; waits for the device."""
-        if self._running:
+    def timings(self, *, wait: bool = True) -> dict[str, StageTiming]:
+        """What every stage has taken so far, in the order of `STAGES`.
+
+        Waits for the device, unless `wait` is off; stages that it has not finished are then left out.
+        """
+        if wait and self._running:
             self._running[-1][2].synchronize()
-            self.settle()
+        self.settle()
         with self._lock:
             recorded = {name: list(values) for name, values in self._milliseconds.items()}
         order = [name for name in STAGES if name in recorded]

@@ -1,0 +1,204 @@
+"""A posted clip: both forms of the answer, what they say, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foresight.media import ClipReader
+from foresight.runtime import job
+from foresight.runtime.config import PipelineConfig
+from foresight.runtime.engine_models import load_served_models
+from foresight.runtime.frame_records import END, ERROR, FRAME, FRAMES_TYPE, encode_jpeg, read_records
+from foresight.runtime.loading import LoadedModels
+from foresight.runtime.reconstruct import main
+from foresight.runtime.server_options import ServeOptions
+
+MakeClip = Callable[..., Path]
+Serve = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def nano() -> Any:
+    return load_served_models(ServeOptions(random_weights=True, device="cpu"))
+
+
+def read_clip(source: Path | bytes) -> np.ndarray:
+    with ClipReader(source) as reader:
+        return np.concatenate([batch.frames for batch in reader.batches(8)])
+
+
+@pytest.mark.parametrize("mode", ["conditioning", "latent"])
+def test_the_frames_are_those_of_the_command(
+    mode: Any,
+    nano: Any,
+    serve: Serve,
+    make_clip: MakeClip,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clip, out = make_clip(frames=12, fps=30), tmp_path / "out.mp4"
+    models = LoadedModels(stack=nano.stack, adapter=nano.translators[mode], adapter_name="same")
+    monkeypatch.setattr(job, "_load", lambda _options, **_: models)
+    arguments = ("--mode", mode, "--steps", 2, "--seed", 7, "--device", "cpu")
+    assert main([*map(str, (clip, "-o", out, *arguments))]) == 0
+    server, fields = serve(nano), {"mode": mode, "steps": 2, "seed": 7}
+
+    status, headers, body = server.post(clip.read_bytes(), **fields)
+    assert (status, headers["Content-Type"]) == (200, "video/mp4")
+    np.testing.assert_array_equal(read_clip(body), read_clip(out))
+
+    status, headers, body = server.post(clip.read_bytes(), accept=FRAMES_TYPE, **fields)
+    assert (status, headers["Content-Type"]) == (200, FRAMES_TYPE)
+    *frames, end = read_records(BytesIO(body))
+    pipeline = nano.pipeline(PipelineConfig(mode=mode, steps=2, seed=7))
+    with ClipReader(clip) as reader:
+        made = np.concatenate([chunk.batch.frames for chunk in pipeline.stream(reader.batches(8))])
+    assert [frame.jpeg for frame in frames] == [encode_jpeg(frame) for frame in made]
+    assert [frame.index for frame in frames] == list(range(12))
+    np.testing.assert_allclose([frame.seconds for frame in frames], np.arange(12) / 30, atol=1e-4)
+    assert end.kind == END
+
+
+def test_an_answer_says_what_every_stage_took(nano: Any, serve: Serve, make_clip: MakeClip) -> None:
+    clip = make_clip(frames=17).read_bytes()
+    server = serve(nano)
+    _, headers, _ = server.post(clip, steps=1)
+    spent = {
+        name: float(headers[f"X-Foresight-{name}-Ms"])
+        for name in ("Vlm", "Dino", "Adapter", "Denoise", "Vae")
+    }
+    assert min(spent.values()) > 0
+    added = spent["Dino"] + spent["Adapter"]
+    percent = 100 * added / (sum(spent.values()) - added)
+    assert float(headers["X-Foresight-Overhead-Percent"]) == pytest.approx(percent, abs=0.02)
+    assert headers["X-Foresight-Overhead-Limit-Percent"] == "25"
+    assert (headers["X-Foresight-Chunks"], headers["X-Foresight-Frames"]) == ("2", "17")
+
+    _, headers, body = server.post(clip, accept=FRAMES_TYPE, steps=1)
+    assert headers["X-Foresight-Chunks"] == "1"
+    *_, end = read_records(BytesIO(body))
+    assert end.message is not None
+    assert (end.message["chunks"], end.message["frames"]) == (2, 17)
+    assert min(end.message["stages_ms"].values()) > 0
+    metrics = server.request("GET", "/metrics")[2].decode()
+    assert 'foresight_stage_seconds_count{stage="vae"} 4.0' in metrics
+
+
+def test_the_first_frames_come_before_the_last_are_made(
+    serve: Serve, slow_models: Any, make_clip: MakeClip
+) -> None:
+    slow_models.seconds = 0.1
+    server = serve()
+    with server.stream(make_clip(frames=41).read_bytes()) as response:
+        records = read_records(response)
+        first = next(records)
+        assert first.kind == FRAME
+        assert slow_models.chunks < 5
+        with Image.open(BytesIO(first.jpeg)) as image:
+            assert image.size == (64, 48)
+        assert len(list(records)) == 41
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": 0}, "steps 0"),
+        ({"steps": 17}, "steps 17: at most 16"),
+        ({"steps": "two"}, "steps 'two': must be a whole number"),
+        ({"seed": -1}, "seed '-1'"),
+        ({"seed": 2**63}, "seed 9223372036854775808"),
+        ({"mode": "magic"}, "mode 'magic': this server has conditioning, latent"),
+        ({"size": "huge"}, "size 'huge'"),
+        ({"frames": 3}, "form field 'frames': unknown"),
+    ],
+)
+def test_a_wrong_field_is_named(
+    fields: dict[str, object], message: str, serve: Serve, make_clip: MakeClip
+) -> None:
+    status, _, body = serve().post(make_clip().read_bytes(), **fields)
+    assert status == 422
+    assert json.loads(body)["error"]["message"].startswith(message)
+
+
+def test_a_request_that_is_no_form_or_has_no_clip(serve: Serve) -> None:
+    server = serve()
+    assert server.request("POST", "/v1/videos/sync", b"{}")[0] == 415
+    assert server.request("POST", "/v1/videos/sync", b"x", {"Content-Type": "multipart/form-data"})[0] == 400
+    status, _, body = server.post(None, steps=1)
+    assert (status, json.loads(body)["error"]["code"]) == (422, "invalid_request")
+    assert server.post(b"", accept="text/html")[0] == 406
+    assert server.request("GET", "/v1/videos/sync")[0] == 405
+
+
+@pytest.mark.parametrize("accept", ["video/mp4", FRAMES_TYPE])
+def test_a_failure_before_the_first_frame_is_a_clean_error(
+    accept: str, serve: Serve, slow_models: Any, make_clip: MakeClip
+) -> None:
+    slow_models.error = RuntimeError("secret of the implementation")
+    server = serve()
+    status, headers, body = server.post(make_clip().read_bytes(), accept=accept)
+    assert (status, headers["Content-Type"]) == (500, "application/json")
+    assert b"secret" not in body
+    slow_models.error = None
+    assert server.post(make_clip(name="b.mp4").read_bytes(), accept=accept)[0] == 200
+
+
+def test_a_failure_after_it_is_the_last_record(serve: Serve, slow_models: Any, make_clip: MakeClip) -> None:
+    slow_models.seconds = 0.2
+    with serve().stream(make_clip(frames=41).read_bytes()) as response:
+        records = read_records(response)
+        next(records)
+        slow_models.error = RuntimeError("secret of the implementation")
+        *_, last = records
+    assert last.kind == ERROR
+    assert last.message == {"code": "internal", "message": "the reconstruction failed"}
+
+
+def test_a_device_fault_ends_readiness(serve: Serve, slow_models: Any, make_clip: MakeClip) -> None:
+    slow_models.error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    server, clip = serve(), make_clip().read_bytes()
+    assert server.post(clip)[0] == 503
+    assert server.request("GET", "/ready")[0] == 503
+    assert server.request("GET", "/health")[0] == 200
+    assert server.post(clip)[0] == 503
+
+
+def test_a_cut_clip_is_answered_up_to_the_cut(serve: Serve, make_clip: MakeClip) -> None:
+    cut = make_clip(frames=60).read_bytes()[:-400]
+    server = serve()
+    status, headers, body = server.post(cut)
+    assert status == 200
+    assert headers["X-Foresight-Warning"].startswith("clip: is cut")
+    assert 0 < len(read_clip(body)) < 60
+    *_, end = read_records(BytesIO(server.post(cut, accept=FRAMES_TYPE)[2]))
+    assert end.message is not None
+    assert end.message["warnings"][0].startswith("clip: is cut")
+
+
+def test_a_cut_stream_of_records_is_noticed() -> None:
+    with pytest.raises(ValueError, match="is cut"):
+        list(read_records(BytesIO(b"\0\0")))
+    with pytest.raises(ValueError, match="is not application/x-foresight-frames"):
+        list(read_records(BytesIO(b"<html>")))
+
+
+def test_an_adapter_of_its_own_serves_its_mode_alone(nano: Any, tmp_path: Path) -> None:
+    from foresight.adapters import save_adapter
+    from foresight.runtime.engine_models import ServedModels
+
+    folder = tmp_path / "mine"
+    save_adapter(nano.translators["latent"], folder, stack_fingerprint=nano.stack.fingerprint)
+    options = ServeOptions(random_weights=True, device="cpu", adapter=folder)
+    models = load_served_models(options)
+    assert isinstance(models, ServedModels)
+    assert (models.modes, models.adapter, models.backend) == (("latent",), "mine", "eager")
+    assert SimpleNamespace(**models.describe()).stack_fingerprint == nano.stack.fingerprint
