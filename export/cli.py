@@ -18,11 +18,11 @@ _NAME = "foresight-export"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 2 for what the user can mend, 130 when interrupted."""
     options = tyro.cli(ExportOptions, args=arguments, prog=_NAME)
-    # The compilers' own remarks would bury what this command has to say.
-    for name in ("torch", "onnxscript", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     from foresight.export.job import export_engine
 
+    # The compilers' own remarks would bury what this command has to say; torch sets its level when imported.
+    for name in ("torch", "torch.utils.cpp_extension", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         result = export_engine(options, say=lambda line: print(f"{_NAME}: {line}", file=sys.stderr))
     except KeyboardInterrupt:

@@ -111,3 +111,21 @@ def test_this_machine_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert makers["cpu"].lacking(options) == "no C++ compiler found"
     monkeypatch.setattr(targets.importlib.util, "find_spec", lambda _: None)
     assert "onnxruntime not installed" in str(makers["onnx"].lacking(options))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_this_cpu_can_make_is_within_tolerance(checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    options = ExportOptions(
+        checkpoint=checkpoint, output=tmp_path / "adapter.engine", targets=("onnx", "cpu"), buckets=BUCKETS
+    )
+    manifest = job.export_engine(options).manifest
+    made = {member.name: member for member in manifest.members}
+    assert {"weights.safetensors", "model.onnx", "cpu.pt2"} <= made.keys()
+    for member in made.values():
+        assert member.parity is None or member.parity.holds
+    assert made["cpu.pt2"].parity is not None
+    assert made["cpu.pt2"].parity.max_error < 1e-5
+    with EngineFile(options.output) as engine:
+        assert all(engine.read(name) for name in made)
