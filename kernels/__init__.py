@@ -7,6 +7,7 @@ from foresight.kernels.launch import (
     LaunchTable,
     find_launch,
     find_table,
+    read_table,
     table_path,
     using_table,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "find_launch",
     "find_table",
     "implementation",
+    "read_table",
     "table_path",
     "using_table",
 ]

@@ -10,11 +10,20 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
-__all__ = ["KERNELS", "Launch", "LaunchTable", "find_launch", "find_table", "table_path", "using_table"]
+__all__ = [
+    "KERNELS",
+    "Launch",
+    "LaunchTable",
+    "find_launch",
+    "find_table",
+    "read_table",
+    "table_path",
+    "using_table",
+]
 
 # What the numbers of a shape stand for, by kernel; the nearest shape in the table decides.
 KERNELS: Mapping[str, tuple[str, ...]] = {
@@ -58,11 +67,15 @@ class Launch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchTable:
-    """Launches of one device; how they overlap is in `programmatic`, as `foresight.kernels.launcher` says."""
+    """Launches of one device; how they overlap is in `programmatic`, as `foresight.kernels.launcher` says.
+
+    `measured` is false for a table that was reasoned out and compiled, but never timed on such a device.
+    """
 
     device: str
     programmatic: int
     entries: Mapping[str, Mapping[tuple[int, ...], Launch]]
+    measured: bool = False
 
     def nearest(self, kernel: str, shape: Sequence[int]) -> Launch:
         """The launch of the shape that is nearest by ratio; the default one for an empty table."""
@@ -73,8 +86,7 @@ class LaunchTable:
 
     def with_entries(self, kernel: str, entries: Mapping[tuple[int, ...], Launch]) -> LaunchTable:
         """The same table with other launches for `kernel`."""
-        merged = {**self.entries, kernel: dict(entries)}
-        return LaunchTable(device=self.device, programmatic=self.programmatic, entries=merged)
+        return replace(self, entries={**self.entries, kernel: dict(entries)})
 
     def write(self, path: Path) -> None:
         """Write the table as JSON, one line a shape."""
@@ -84,7 +96,8 @@ class LaunchTable:
                 json.dumps({"shape": list(shape), **asdict(launch)}) for shape, launch in entries.items()
             )
             blocks.append(f'    "{kernel}": [\n      ' + ",\n      ".join(lines) + "\n    ]")
-        head = f'  "device": {json.dumps(self.device)},\n  "programmatic": {json.dumps(self.programmatic)},\n'
+        named = {"device": self.device, "measured": self.measured, "programmatic": self.programmatic}
+        head = "".join(f'  "{name}": {json.dumps(value)},\n' for name, value in named.items())
         path.write_text(
             "{\n" + head + '  "kernels": {\n' + ",\n".join(blocks) + "\n  }\n}\n", encoding="utf-8"
         )
@@ -116,7 +129,7 @@ def using_table(table: LaunchTable) -> Iterator[None]:
 def find_table(device: str) -> LaunchTable:
     """The table of a device of this name; that of the H200 where there is none.
 
-    Raises ValueError for a kernel, a field or a shape that it should not have.
+    Raises ValueError as `read_table` does.
     """
     return _CHOSEN.get() or _shipped_table(device)
 
@@ -124,7 +137,15 @@ def find_table(device: str) -> LaunchTable:
 @cache
 def _shipped_table(device: str) -> LaunchTable:
     path = table_path(device)
-    content = json.loads((path if path.is_file() else table_path(_FALLBACK)).read_text(encoding="utf-8"))
+    return read_table(path if path.is_file() else table_path(_FALLBACK))
+
+
+def read_table(path: Path) -> LaunchTable:
+    """The table that `LaunchTable.write` wrote.
+
+    Raises ValueError for a kernel, a field or a shape that it should not have.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
     known = {field.name for field in fields(Launch)}
     entries: dict[str, dict[tuple[int, ...], Launch]] = {}
     for kernel, rows in content["kernels"].items():
@@ -137,7 +158,12 @@ def _shipped_table(device: str) -> LaunchTable:
                     f"{path.name}: {kernel} {shape} must have {KERNELS[kernel]} and known fields"
                 )
             entries.setdefault(kernel, {})[shape] = Launch(**row)
-    return LaunchTable(device=content["device"], programmatic=content["programmatic"], entries=entries)
+    return LaunchTable(
+        device=content["device"],
+        programmatic=content["programmatic"],
+        entries=entries,
+        measured=content["measured"],
+    )
 
 
 def find_launch(device: str, kernel: str, shape: Sequence[int]) -> Launch:

@@ -18,7 +18,7 @@ from foresight.kernels import Launch, LaunchTable, find_table, table_path, using
 from foresight.kernels.candidates import launch_candidates
 from foresight.runtime.packing import PackedAdapter, pack_adapter
 
-__all__ = ["TuningCase", "TuningOptions", "main", "replay_microseconds", "tune"]
+__all__ = ["TUNED_CASES", "AdapterCase", "TuningCase", "TuningOptions", "main", "replay_microseconds", "tune"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class TuningCase:
     batch: int = 1
 
 
-_CASES = (
+TUNED_CASES = (
     TuningCase(),
     TuningCase(vlm_tokens=1536),
     TuningCase(vlm_tokens=64),
@@ -82,7 +82,7 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-class _Case:
+class AdapterCase:
     """One case's tensors, and what its forward costs with a table."""
 
     def __init__(self, case: TuningCase) -> None:
@@ -96,9 +96,11 @@ class _Case:
         self.lengths = torch.full((case.batch,), case.vlm_tokens, dtype=torch.int32, device=device)
 
     def forward(self) -> torch.Tensor:
+        """The case's clip through the packed adapter, launch by launch."""
         return self.packed.forward(self.vlm, self.dino, self.table, self.lengths)
 
     def asked(self, table: LaunchTable) -> list[tuple[str, tuple[int, ...]]]:
+        """The kernels and shapes of one forward, in order."""
         recorder = _Recorder(device=table.device, programmatic=table.programmatic, entries=table.entries)
         with using_table(recorder):
             self.forward()
@@ -106,7 +108,7 @@ class _Case:
 
     def cost(self, table: LaunchTable) -> float:
         """Microseconds a replay; infinite where a launch asks for more than the device has."""
-        from triton.runtime.errors import OutOfResources
+        from triton.runtime.errors import OutOfResources  # type: ignore[import-untyped]
 
         graph = torch.cuda.CUDAGraph()
         try:
@@ -119,6 +121,7 @@ class _Case:
         return replay_microseconds(graph)
 
     def compile(self, table: LaunchTable) -> None:
+        """Run the forward once, so that its kernels lie compiled on disk."""
         from triton.runtime.errors import OutOfResources
 
         with using_table(table):
@@ -130,14 +133,14 @@ class _Case:
 
 def tune(
     table: LaunchTable,
-    cases: Sequence[TuningCase] = _CASES,
+    cases: Sequence[TuningCase] = TUNED_CASES,
     *,
     rounds: int = 1,
     note: Callable[[str], None] = print,
 ) -> LaunchTable:
     """Vary every launch of every case in turn and keep what makes its graph faster; needs a CUDA device."""
-    tuned = LaunchTable(device=table.device, programmatic=table.programmatic, entries={})
-    for case in map(_Case, cases):
+    tuned = LaunchTable(device=table.device, programmatic=table.programmatic, entries={}, measured=True)
+    for case in map(AdapterCase, cases):
         best, keys = case.cost(table), case.asked(table)
         chosen = table
         for kernel, shape in keys:
@@ -161,7 +164,7 @@ def _with(table: LaunchTable, kernel: str, shape: tuple[int, ...], launch: Launc
 
 
 def _compile_share(table: LaunchTable, index: int, count: int) -> None:
-    cases = [_Case(case) for case in (_CASES[0], _CASES[-1])]
+    cases = [AdapterCase(case) for case in (TUNED_CASES[0], TUNED_CASES[-1])]
     trials = [
         (case, _with(table, kernel, shape, launch))
         for case in cases

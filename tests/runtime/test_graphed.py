@@ -28,7 +28,7 @@ class FakeCuda:
     def capture_graph(
         self,
         forward: Callable[[], Tensor],
-        device: torch.device,
+        device: torch.device,  # noqa: ARG002
         pool: Any,  # noqa: ARG002
     ) -> tuple[Callable[[], None], Tensor]:
         output = forward()
