@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from foresight.adapters import AdapterConfig, EngineBucket, Grid, engine_inputs
+from foresight.adapters import AdapterConfig, EngineBucket, Grid
 from foresight.adapters.features import check_features, check_grids
 
-__all__ = ["checked_inputs", "find_bucket", "pad_to_bucket"]
+__all__ = ["check_inputs", "find_bucket", "pad_to_bucket"]
 
 _NEED_GRIDS = ("linear", "mlp")
 
 
-def checked_inputs(
+def check_inputs(
     config: AdapterConfig,
     vlm_hidden_states: Tensor,
     dino_hidden_states: Tensor,
     vlm_grid: Grid | None,
     dino_grid: Grid | None,
     vlm_lengths: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """The tensors of `ENGINE_INPUTS`; raises ValueError for all that `Adapter.forward` refuses."""
+) -> None:
+    """Raise ValueError for all that `Adapter.forward` refuses."""
     check_features(config, vlm_hidden_states, dino_hidden_states)
     check_grids(vlm_hidden_states, dino_hidden_states, vlm_grid, dino_grid, vlm_lengths)
     if config.architecture in _NEED_GRIDS and (vlm_grid is None or dino_grid is None):
@@ -36,7 +36,6 @@ def checked_inputs(
             raise ValueError(f"{name}_grid {grid}: every size must be from 1 to that of max_grid {most}")
     if vlm_lengths is not None:
         _check_lengths(vlm_lengths, vlm_hidden_states, vlm_grid)
-    return engine_inputs(vlm_hidden_states, dino_hidden_states, vlm_grid, dino_grid, vlm_lengths)
 
 
 def find_bucket(buckets: Sequence[EngineBucket], inputs: tuple[Tensor, ...]) -> EngineBucket:

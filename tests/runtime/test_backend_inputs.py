@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foresight.adapters import AdapterConfig, EngineBucket, engine_inputs
 from foresight.runtime.backend_compiled import CompiledBackend
-from foresight.runtime.backend_inputs import checked_inputs, find_bucket
+from foresight.runtime.backend_inputs import check_inputs, find_bucket
 
 CONFIG = AdapterConfig(
     architecture="query",
@@ -46,7 +46,7 @@ def test_what_the_adapter_refuses_is_refused(options: dict[str, Any], expected: 
     given: dict[str, Any] = {"vlm_hidden_states": VLM, "dino_hidden_states": DINO}
     given |= {"vlm_grid": None, "dino_grid": None, "vlm_lengths": None} | options
     with pytest.raises(ValueError, match=expected):
-        checked_inputs(CONFIG, **given)
+        check_inputs(CONFIG, **given)
 
 
 def test_the_smallest_bucket_that_holds_the_clip_is_found() -> None:
@@ -88,3 +88,7 @@ def test_a_clip_is_padded_to_its_bucket_and_the_padding_does_not_count() -> None
     assert not vlm[0, 6:].any()
     assert output.shape == (1, 1)
     assert output.dtype == torch.float32
+    for options in ({"vlm_grid": (1, 3, 2)}, {"vlm_lengths": torch.tensor([2])}, {"vlm_grid": (1, 2, 3)}):
+        backend(VLM, DINO, **options)
+    assert [each[2].tolist() for each in seen] == [[1, 3, 2], [0, 0, 0], [1, 2, 3]]
+    assert [each[4].tolist() for each in seen] == [[6, 0], [2, 0], [6, 0]]
