@@ -78,17 +78,18 @@ def prepare(
 
     On CUDA (bf16 or fp16) each of `buckets`, numbers of VLM tokens, gets buffers and a CUDA graph of its own
     for clips of `batch` rows with `dino_tokens` tokens of DINO; a call takes the smallest bucket that holds
-    its tokens. Every stream that calls needs one of the `replicas`, which share the weights. The CPU computes
-    what it is given, whatever the buckets. Raises ValueError for an architecture without a packed form, and
-    for a dtype, bucket, batch or number of replicas that is not served.
+    its tokens. Every stream that calls needs one of the `replicas`, which share the weights. The CPU (fp32,
+    or bf16, which is quicker where the processor has it) computes what it is given, whatever the buckets.
+    Raises ValueError for an architecture without a packed form, and for a dtype, bucket, batch or number of
+    replicas that is not served.
     """
     place = torch.device(device)
     if place.type == "cpu":
         from foresight.runtime.prepared_cpu import CpuPreparedAdapter
 
-        if dtype != torch.float32:
-            raise ValueError(f"dtype {dtype}: the CPU computes in torch.float32")
-        return CpuPreparedAdapter(adapter, pack_adapter(adapter, place, dtype))
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"dtype {dtype}: must be torch.float32 or torch.bfloat16 on the CPU")
+        return CpuPreparedAdapter(adapter, pack_adapter(adapter, place, dtype), dtype)
     if place.type != "cuda":
         raise ValueError(f"device {place}: must be a CUDA device or the CPU")
     if dtype not in (torch.bfloat16, torch.float16):

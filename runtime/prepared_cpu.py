@@ -15,11 +15,11 @@ __all__ = ["CpuPreparedAdapter"]
 class CpuPreparedAdapter(PreparedAdapter):
     """See `foresight.runtime.prepared.prepare`."""
 
-    def __init__(self, adapter: Adapter, packed: PackedAdapter) -> None:
+    def __init__(self, adapter: Adapter, packed: PackedAdapter, dtype: torch.dtype) -> None:
         body = adapter.get_submodule("body")
         assert isinstance(body, AdapterBody)
         self.config, self.packed, self._body = adapter.config, packed, body
-        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.device, self.dtype = torch.device("cpu"), dtype
         self._table: tuple[object, Tensor] | None = None
 
     @torch.no_grad()
@@ -61,7 +61,7 @@ class CpuPreparedAdapter(PreparedAdapter):
         return PreparedReport(
             path="packed weights, PyTorch",
             device="cpu",
-            dtype="float32",
+            dtype=str(self.dtype).removeprefix("torch."),
             batch=0,
             buckets=(),
             replicas=1,

@@ -58,6 +58,17 @@ def test_on_the_cpu_it_is_the_adapter(architecture: str, options: dict[str, obje
     torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
 
 
+def test_bf16_on_the_cpu_is_as_exact_as_eager() -> None:
+    adapter = make_adapter().bfloat16()
+    vlm, dino = (x.bfloat16() for x in features(2, 48, adapter))
+    with torch.no_grad():
+        expected = copy.deepcopy(adapter).float()(vlm.float(), dino.float(), **GRIDS)
+        bound = 2 * (adapter(vlm, dino, **GRIDS) - expected).abs().max() + 1e-3
+    actual = prepare(adapter, "cpu", torch.bfloat16)(vlm, dino, **GRIDS)  # type: ignore[arg-type]
+    assert actual.dtype == torch.bfloat16
+    assert (actual - expected).abs().max() <= bound
+
+
 def test_nan_stays_nan() -> None:
     adapter = make_adapter()
     vlm, dino = features(1, 48, adapter)
@@ -68,7 +79,7 @@ def test_nan_stays_nan() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dtype": torch.bfloat16}, "dtype torch.bfloat16: the CPU computes in torch.float32"),
+        ({"dtype": torch.float16}, "dtype torch.float16: must be torch.float32 or torch.bfloat16 on the CPU"),
         ({"device": "meta"}, "device meta: must be a CUDA device or the CPU"),
         ({"device": "cuda"}, "dtype torch.float32: must be torch.bfloat16 or torch.float16 on CUDA"),
         ({"device": "cuda", "dtype": torch.float16, "buckets": ()}, "buckets (): must be one or more"),
