@@ -107,7 +107,7 @@ class Contest:
                     "default": name == self.default,
                 }
             )
-        return sorted(rows, key=lambda row: row["fastest_ms"])
+        return sorted(rows, key=lambda row: row["median_ms"])
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Write the table with what it was measured on."""

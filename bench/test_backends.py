@@ -39,7 +39,7 @@ def test_backends(contest: Contest, benchmark: Any) -> None:
     with torch.inference_mode():
         benchmark.pedantic(contest.call, args=(contest.default,), rounds=20, warmup_rounds=3)
     assert all(row["max_error"] <= row["allowed_error"] for row in rows)
-    quickest = min(row["fastest_ms"] for row in rows)
+    quickest = min(row["median_ms"] for row in rows)
     [chosen] = [row for row in rows if row["default"]]
-    # Within what a shared machine adds to the best of sixty calls.
-    assert chosen["fastest_ms"] <= 1.15 * quickest
+    # Within what differs from run to run.
+    assert chosen["median_ms"] <= 1.15 * quickest

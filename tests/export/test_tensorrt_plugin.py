@@ -77,6 +77,21 @@ def test_the_plugin_passes_nvidias_registration_and_makes_a_kernel() -> None:
         assert isinstance(launch, trtp.KernelLaunchParams)
 
 
+def test_tensorrt_may_choose_between_all_tactics_in_both_types() -> None:
+    with lean_tensorrt() as trt:
+        register_plugin(90)
+        plugin = create(trt, num_heads=7, always=0, source_hash="x")
+        from tensorrt.plugin._tensor import TensorDesc
+
+        inputs = [TensorDesc() for _ in SHAPES[:3]]
+        attributes = [plugin.attrs[name] for name in plugin.autotune_attr_names]
+        [combination] = plugin.autotune_function(*inputs, *attributes, (TensorDesc(),))
+        found = combination._get_combinations()
+        types = [[trt.bfloat16] * 2 + [trt.int32, trt.bfloat16], [trt.float16] * 2 + [trt.int32, trt.float16]]
+        assert [each.types for each in found] == types
+        assert all(sorted(each.tactics) == sorted(TACTICS) for each in found)
+
+
 def test_shapes_that_are_not_fixed_are_refused() -> None:
     with lean_tensorrt() as trt:
         register_plugin(90)
