@@ -44,6 +44,11 @@ class DecodeProcess:
         assert self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def feed(self, file: BinaryIO) -> None:
         """Give it a whole file as its input."""
         try:

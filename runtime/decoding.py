@@ -113,6 +113,11 @@ class ClipDecoder:
         finally:
             self.prepare()
 
+    @property
+    def ready(self) -> bool:
+        """Whether the process of the next clip has been started."""
+        return self._spare is not None
+
     def prepare(self) -> None:
         """Start the process of the next clip."""
         with self._lock:

@@ -177,8 +177,6 @@ def _load_adapter(options: ServeOptions, path: Path, place: torch.device, dtype:
     from foresight.adapters import load_adapter
     from foresight.models.stack import Stack
 
-    if not path.exists():
-        raise ServeError(f"{path}: there is no such engine or checkpoint folder")
     random = options.random_weights
     stack = Stack.load(options.stack, device=place, dtype=dtype, random_weights=random)
     translator: Adapter | Backend

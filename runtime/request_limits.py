@@ -18,12 +18,16 @@ __all__ = ["RequestLimits", "SizeLimits"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeLimits:
-    """Bytes of a body, seconds until it must be there whole, and seconds that one send may wait for a client."""
+    """Bytes of a body, seconds until it must be there whole, and seconds that one send may wait for a client.
+
+    `linger_seconds` and `linger_bytes` are what is still taken of a body that was refused, and thrown away.
+    """
 
     max_body_bytes: int
     body_seconds: float = 60.0
     send_seconds: float = 30.0
     linger_seconds: float = 1.0
+    linger_bytes: int = 2**23
 
 
 class RequestLimits:
@@ -99,9 +103,10 @@ class _Exchange:
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(self._limits.linger_seconds):
-                message = await self._receive()
-                while message["type"] == "http.request" and message.get("more_body", False):
+                message, left = await self._receive(), self._limits.linger_bytes
+                while left > 0 and message.get("more_body", False):
                     message = await self._receive()
+                    left -= len(message.get("body", b""))
 
     def _too_large(self) -> RefusedError:
         mebibytes = self._limits.max_body_bytes / 2**20

@@ -44,7 +44,7 @@ def _options(arguments: Sequence[str] | None) -> ServeOptions:
     options = tyro.cli(ServeOptions, args=arguments, prog=_NAME)
     if options.api_key is None and (key := os.environ.get(_KEY_VARIABLE)):
         options = replace(options, api_key=key)
-    options.check_host()
+    options.check()
     return options
 
 

@@ -78,7 +78,11 @@ class ServeOptions:
     log_json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Log one JSON object a line."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ServeError or ReconstructError, one line, for what cannot be served or should not be.
+
+        Not done as the options are made, because tyro would frame the message in a box.
+        """
         check_device_name(self.device)
         if not 0 <= self.port <= 65535:
             raise ServeError(f"port {self.port}: must be from 0 to 65535")
@@ -90,9 +94,8 @@ class ServeOptions:
         for origin in self.allow_origin:
             if "://" not in origin or origin.endswith("/"):
                 raise ServeError(f"allow_origin {origin!r}: must be scheme://host[:port], and * is not taken")
-
-    def check_host(self) -> None:
-        """Raise ServeError for a host that others can reach, where nothing keeps them out."""
+        if self.adapter is not None and not self.adapter.exists():
+            raise ServeError(f"{self.adapter}: there is no such engine or checkpoint folder")
         if self.api_key is None and not self.allow_open_host and not is_loopback(self.host):
             raise ServeError(
                 f"host {self.host}: others can reach it; give --api-key, or --allow-open-host to serve anybody"

@@ -9,6 +9,7 @@ from functools import partial
 import uvicorn
 
 from foresight.media import UNTRUSTED
+from foresight.models.stack_file import load_config
 from foresight.runtime.access import AccessRules
 from foresight.runtime.decoding import ClipDecoder
 from foresight.runtime.engine_models import load_served_models
@@ -29,7 +30,8 @@ _MAX_CONNECTIONS = 256
 
 def serve(options: ServeOptions, *, own_process: bool = False) -> None:
     """Serve until a signal has drained the server; raises ValueError in one line where it cannot be started."""
-    options.check_host()
+    options.check()
+    load_config(options.stack)
     configure_log(as_json=options.log_json)
     state = _state(options, own_process=own_process)
     with _listening_socket(options) as listener:

@@ -42,6 +42,8 @@ class SlowModels:
         self.seconds = 0.0
         self.error: Exception | None = None
         self.chunks = 0
+        self.free = threading.Event()
+        self.free.set()
 
     def pipeline(self, config: PipelineConfig) -> Any:  # noqa: ARG002
         return SimpleNamespace(clock=StageClock(), stream=self._stream, reconstruct=self._reconstruct)
@@ -52,6 +54,7 @@ class SlowModels:
 
     def _reconstruct(self, chunk: Chunk) -> ReconstructedChunk:
         time.sleep(self.seconds)
+        assert self.free.wait(60)
         if self.error is not None:
             raise self.error
         self.chunks += 1
@@ -95,6 +98,10 @@ class RunningServer:
     def start(self) -> None:
         self._thread.start()
         self.wait_for(lambda: self.server.started)
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
 
     def stop(self) -> None:
         self.load.set()

@@ -115,10 +115,10 @@ def test_an_open_host_needs_a_key_or_an_explicit_word(
     printed = capsys.readouterr().err
     assert printed.startswith(f"foresight-serve: error: host {host}: others can reach it; give --api-key")
     assert printed.count("\n") == 1
-    ServeOptions(host=host, api_key=KEY).check_host()
-    ServeOptions(host=host, allow_open_host=True).check_host()
+    ServeOptions(host=host, api_key=KEY).check()
+    ServeOptions(host=host, allow_open_host=True).check()
     for loopback in ("127.0.0.1", "127.0.0.2", "::1", "localhost"):
-        ServeOptions(host=loopback).check_host()
+        ServeOptions(host=loopback).check()
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_an_open_host_needs_a_key_or_an_explicit_word(
 )
 def test_options_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(ServeError, match=next(iter(options))):
-        ServeOptions(**options)
+        ServeOptions(**options).check()
 
 
 def stream_url(server: Any, path: str = "/v1/realtime/video") -> str:

@@ -1,0 +1,247 @@
+"""A server from its start to its end: readiness, what it says of itself, and the signal that drains it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from foresight.runtime import serve as command
+from foresight.runtime.backend import BACKENDS
+from foresight.runtime.frame_records import END, FRAMES_TYPE, read_records
+from foresight.runtime.server_log import configure_log
+from foresight.runtime.server_options import ServedBackend
+
+MakeClip = Callable[..., Path]
+Serve = Callable[..., Any]
+
+
+def test_it_is_ready_once_it_is_warm(serve: Serve, make_clip: MakeClip) -> None:
+    server = serve(ready=False)
+    assert server.request("GET", "/health")[0] == 200
+    for path in ("/ready", "/v1/models"):
+        status, headers, body = server.request("GET", path)
+        assert (status, headers["Retry-After"]) == (503, "5")
+        assert json.loads(body)["error"]["message"] == "the engine is loading"
+    assert server.post(make_clip().read_bytes())[0] == 503
+    server.load.set()
+    server.wait_until_ready()
+    assert server.request("GET", "/ready")[0] == 200
+
+
+def test_it_says_what_it_serves(serve: Serve) -> None:
+    server = serve(queue=3)
+    (model,) = json.loads(server.request("GET", "/v1/models")[2])["data"]
+    assert model["id"] == "foresight-nano"
+    assert model["modes"] == ["conditioning", "latent"]
+    assert model["stages"] == ["vlm", "dino", "adapter", "denoise", "vae"]
+    assert (model["limits"]["queue"], model["limits"]["max_frames"]) == (3, 257)
+    status, headers, page = server.request("GET", "/docs")
+    assert status == 200
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert b"/v1/videos/sync" in page
+    assert b"<script" not in page
+    openapi = json.loads(server.request("GET", "/openapi.json")[2])
+    post = openapi["paths"]["/v1/videos/sync"]["post"]
+    fields = post["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert set(fields) == {"clip", "mode", "steps", "seed", "size"}
+    assert {"200", "401", "413", "422", "429", "503"} <= set(post["responses"])
+
+
+def test_every_metric_has_its_name(serve: Serve, make_clip: MakeClip) -> None:
+    server = serve()
+    assert server.post(make_clip(frames=17).read_bytes())[0] == 200
+    text = server.request("GET", "/metrics")[2].decode()
+    families = {
+        family.name: family
+        for family in text_string_to_metric_families(text)
+        if not family.name.endswith("_created")
+    }
+    assert set(families) == {
+        "foresight_requests",
+        "foresight_rejected",
+        "foresight_requests_running",
+        "foresight_requests_waiting",
+        "foresight_time_to_first_frame_seconds",
+        "foresight_inter_frame_seconds",
+        "foresight_stage_seconds",
+        "foresight_video_realtime_factor",
+    }
+    counts = {
+        sample.name: sample.value
+        for family in families.values()
+        for sample in family.samples
+        if sample.name.endswith("_count")
+    }
+    assert counts["foresight_time_to_first_frame_seconds_count"] == 1
+    assert counts["foresight_inter_frame_seconds_count"] == 1
+    assert counts["foresight_video_realtime_factor_count"] == 1
+
+
+def test_a_request_has_an_id_in_its_answer_and_in_the_log(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve()
+    with caplog.at_level(logging.INFO, "foresight.runtime.request_log"):
+        given = server.request("GET", "/v1/models", headers={"X-Request-Id": "mine-1"})[1]
+        made = server.request("GET", "/v1/models", headers={"X-Request-Id": 'x" injected'})[1]
+        body = server.request("GET", "/nowhere", headers={"X-Request-Id": "mine-2"})[2]
+        server.wait_for(lambda: len(caplog.messages) == 3)
+    assert given["X-Request-Id"] == "mine-1"
+    assert len(made["X-Request-Id"]) == 32
+    assert json.loads(body)["error"]["request_id"] == "mine-2"
+    assert caplog.messages[0].startswith("mine-1 GET '/v1/models' 200 in ")
+    assert caplog.messages[2].startswith("mine-2 GET '/nowhere' 404 in ")
+
+
+def test_the_log_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    loggers = [logging.getLogger(name) for name in ("foresight", "uvicorn")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    try:
+        configure_log(as_json=True)
+        logging.getLogger("foresight.runtime.server").info("two\nlines")
+    finally:
+        for logger, state in zip(loggers, before, strict=True):
+            logger.handlers, logger.level, logger.propagate = state
+    (line,) = capsys.readouterr().err.splitlines()
+    entry = json.loads(line)
+    assert (entry["level"], entry["message"]) == ("info", "two\nlines")
+
+
+def test_a_drain_takes_no_new_request_and_finishes_the_old(
+    serve: Serve, slow_models: Any, make_clip: MakeClip
+) -> None:
+    slow_models.seconds = 0.1
+    server, clip = serve(), make_clip(frames=41).read_bytes()
+    with server.stream(clip) as response:
+        records = read_records(response)
+        next(records)
+        server.server.handle_exit(signal.SIGTERM, None)
+        assert server.request("GET", "/ready")[0] == 503
+        assert server.request("GET", "/health")[0] == 200
+        assert server.post(clip)[0] == 503
+        *frames, end = records
+    assert (len(frames), end.kind) == (40, END)
+    server.wait_for(lambda: not server.running)
+
+
+def test_sigterm_during_a_request_finishes_it_and_exits_with_0(make_clip: MakeClip, tmp_path: Path) -> None:
+    body = make_clip(frames=41).read_bytes()
+    arguments = ("--random-weights", "--device", "cpu", "--port", "0", "--api-key", "a-key-for-tests")
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "foresight.runtime.serve", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        ) as process,
+    ):
+        killer = threading.Timer(150, process.kill)
+        killer.start()
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline().rpartition(":")[2])
+            wait_until_ready(process, port)
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+                post_for_frames(connection, body)
+                with closing(connection.getresponse()) as response:
+                    records = read_records(response)
+                    next(records)
+                    process.send_signal(signal.SIGTERM)
+                    *frames, end = records
+            assert (len(frames), end.kind) == (40, END)
+            assert process.wait(30) == 0
+        finally:
+            killer.cancel()
+            process.kill()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def post_for_frames(connection: http.client.HTTPConnection, clip: bytes) -> None:
+    head = b'--limit\r\nContent-Disposition: form-data; name="clip"; filename="a.mp4"\r\n\r\n'
+    headers = {
+        "Content-Type": "multipart/form-data; boundary=limit",
+        "Accept": FRAMES_TYPE,
+        "X-API-Key": "a-key-for-tests",
+    }
+    connection.request("POST", "/v1/videos/sync", head + clip + b"\r\n--limit--\r\n", headers)
+
+
+def wait_until_ready(process: subprocess.Popen[str], port: int) -> None:
+    while process.poll() is None:
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+            connection.request("GET", "/ready", headers={"X-API-Key": "a-key-for-tests"})
+            with closing(connection.getresponse()) as response:
+                if response.status == 200:
+                    return
+        time.sleep(0.3)
+    raise AssertionError("the server has ended")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--adapter", "there/is/no.engine"), "there/is/no.engine: there is no such engine"),
+        (("--stack", "mega"), "stack 'mega': no such stack"),
+        (("--device", "tpu"), "device 'tpu'"),
+        (("--port", "99999"), "port 99999"),
+        (("--host", "0.0.0.0"), "host 0.0.0.0: others can reach it"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"foresight-serve: error: {message}")
+    assert printed.count("\n") == 1
+
+
+def test_a_file_that_is_no_engine_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    engine = tmp_path / "adapter.engine"
+    engine.write_bytes(b"no engine")
+    assert command.main(["--adapter", str(engine), "--random-weights", "--device", "cpu", "--port", "0"]) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("foresight-serve: ")]
+    assert len(errors) == 1
+    assert str(engine) in errors[0]
+
+
+def test_without_the_extra_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "_NEEDED", ("fastapi", "no_such_module"))
+    assert command.main([]) == 2
+    expected = (
+        "foresight-serve: error: needs no_such_module; install them with: pip install 'foresight[serve]'\n"
+    )
+    assert capsys.readouterr().err == expected
+
+
+def test_the_other_command_and_the_options_import_nothing_of_the_server() -> None:
+    program = (
+        "import sys; import foresight.runtime.reconstruct, foresight.runtime.pipeline, foresight.runtime.serve; "
+        "names = {name.partition('.')[0] for name in sys.modules}; "
+        "print(sorted(names & {'fastapi', 'starlette', 'uvicorn', 'prometheus_client', 'websockets', 'multipart'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_every_backend_can_be_chosen() -> None:
+    assert get_args(ServedBackend) == BACKENDS
