@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["Mode", "OutputSize", "PipelineConfig"]
+__all__ = ["BackendChoice", "Mode", "OutputSize", "PipelineConfig"]
 
 Mode = Literal["conditioning", "latent"]
 OutputSize = Literal["source", "model"]
+BackendChoice = Literal["tensorrt", "fused", "aoti", "onnx", "eager"]
+"""What can run an engine; `foresight.runtime.backend` says in which order they are tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

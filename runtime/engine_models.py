@@ -174,32 +174,22 @@ def _load_own_adapters(options: ServeOptions, place: torch.device, dtype: torch.
 
 
 def _load_adapter(options: ServeOptions, path: Path, place: torch.device, dtype: torch.dtype) -> ServedModels:
-    from foresight.adapters import load_adapter
     from foresight.models.stack import Stack
+    from foresight.runtime.translators import describe_translator, load_translator
 
     random = options.random_weights
     stack = Stack.load(options.stack, device=place, dtype=dtype, random_weights=random)
-    translator: Adapter | Backend
-    if path.is_dir():
-        if options.backend not in (None, "eager") or options.engine_sha256:
-            raise ServeError(
-                f"{path}: is a checkpoint folder; --backend and --engine-sha256 are for an engine"
-            )
-        translator = load_adapter(path, stack_fingerprint=stack.fingerprint, device=place, dtype=dtype)
-        backend = "eager"
-    else:
-        from foresight.runtime.backend_choice import open_backend
-        from foresight.runtime.loading import untrained_adapter
-
-        translator = open_backend(
-            path,
-            device=place,
-            dtype=dtype,
-            stack_fingerprint=stack.fingerprint,
-            backend=options.backend,
-            expected_sha256=options.engine_sha256,
-            plan_config=untrained_adapter(stack, "conditioning").config,
-        )
-        backend = str(translator.describe())
-    mode = cast(Mode, translator.config.mode)
-    return ServedModels(stack=stack, translators={mode: translator}, adapter=path.name, backend=backend)
+    translator = load_translator(
+        path,
+        stack,
+        device=place,
+        dtype=dtype,
+        backend=options.backend,
+        engine_sha256=options.engine_sha256,
+    )
+    return ServedModels(
+        stack=stack,
+        translators={cast(Mode, translator.config.mode): translator},
+        adapter=path.name,
+        backend=describe_translator(translator),
+    )

@@ -70,7 +70,12 @@ def _load(options: ReconstructOptions, *, own_process: bool) -> LoadedModels:
     from foresight.runtime.loading import load_models
 
     return load_models(
-        options.stack, mode=options.mode, device=options.device, random_weights=options.random_weights
+        options.stack,
+        mode=options.mode,
+        device=options.device,
+        random_weights=options.random_weights,
+        adapter=options.adapter,
+        backend=options.backend,
     )
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from foresight.adapters import Adapter, adapter_config, build_adapter, load_adapter
 from foresight.models.stack import Stack
-from foresight.runtime.config import Mode
+from foresight.runtime.config import BackendChoice, Mode
 from foresight.runtime.device import find_device
+
+if TYPE_CHECKING:
+    from foresight.runtime.backend import Backend
 
 __all__ = ["LoadedModels", "default_dtype", "load_models", "untrained_adapter"]
 
@@ -23,7 +27,7 @@ class LoadedModels:
     """A stack, the adapter that fits it, and what that adapter is called in a report."""
 
     stack: Stack
-    adapter: Adapter
+    adapter: Adapter | Backend
     adapter_name: str
 
 
@@ -33,8 +37,12 @@ def load_models(
     mode: Mode = "conditioning",
     device: str = "auto",
     random_weights: bool = False,
+    adapter: Path | None = None,
+    backend: BackendChoice | None = None,
 ) -> LoadedModels:
     """Load a stack and its 10M adapter for `mode`, both in the device's usual dtype.
+
+    `adapter` is an engine file or a checkpoint folder to take in its place, `backend` what runs an engine.
 
     Random weights come with an untrained adapter of the same size. Raises ValueError (StackError,
     AdapterError, ReconstructError) in one line for an unknown stack or device and for weights that are
@@ -43,12 +51,18 @@ def load_models(
     place = find_device(device)
     dtype = default_dtype(place)
     stack = Stack.load(stack_name, device=place, dtype=dtype, random_weights=random_weights)
+    if adapter is not None:
+        # Compiled engines bring imports that a stack's own adapter does without.
+        from foresight.runtime.translators import load_translator
+
+        named = load_translator(adapter, stack, device=place, dtype=dtype, backend=backend)
+        return LoadedModels(stack=stack, adapter=named, adapter_name=adapter.name)
     if random_weights:
-        adapter = untrained_adapter(stack, mode).to(place, dtype)
-        return LoadedModels(stack=stack, adapter=adapter, adapter_name=f"{mode}_{_ADAPTER_SIZE}, untrained")
+        untrained = untrained_adapter(stack, mode).to(place, dtype)
+        return LoadedModels(stack=stack, adapter=untrained, adapter_name=f"{mode}_{_ADAPTER_SIZE}, untrained")
     folder = stack.adapter_folder(mode)
-    adapter = load_adapter(folder, stack_fingerprint=stack.fingerprint, device=place, dtype=dtype)
-    return LoadedModels(stack=stack, adapter=adapter, adapter_name=folder.name)
+    own = load_adapter(folder, stack_fingerprint=stack.fingerprint, device=place, dtype=dtype)
+    return LoadedModels(stack=stack, adapter=own, adapter_name=folder.name)
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from foresight.runtime.config import Mode, OutputSize
+from foresight.runtime.config import BackendChoice, Mode, OutputSize
 
 __all__ = ["ReconstructOptions"]
 
@@ -34,6 +34,12 @@ class ReconstructOptions:
 
     stack: Annotated[str, tyro.conf.arg(metavar="nano|full|FOLDER")] = "nano"
     """Which frozen models to use: the embedded small ones, the full-size ones, or those in a folder."""
+
+    adapter: Annotated[Path | None, tyro.conf.arg(metavar="ADAPTER.engine|FOLDER")] = None
+    """An engine file or a checkpoint folder in the place of the stack's own adapter."""
+
+    backend: BackendChoice | None = None
+    """What runs an engine; by default the first of this list that can."""
 
     random_weights: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Do not load weights but draw them at random: right timings, meaningless pictures."""

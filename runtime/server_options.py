@@ -5,15 +5,14 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from foresight.runtime.config import BackendChoice
 from foresight.runtime.device import check_device_name
 
-__all__ = ["ServeError", "ServeOptions", "ServedBackend", "is_loopback"]
-
-ServedBackend = Literal["tensorrt", "fused", "aoti", "onnx", "eager"]
+__all__ = ["ServeError", "ServeOptions", "is_loopback"]
 
 
 class ServeError(ValueError):
@@ -33,7 +32,7 @@ class ServeOptions:
     random_weights: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Do not load weights but draw them at random: right timings, meaningless pictures."""
 
-    backend: ServedBackend | None = None
+    backend: BackendChoice | None = None
     """What runs the adapter; by default the first of this list that can."""
 
     engine_sha256: Annotated[str | None, tyro.conf.arg(metavar="HEX")] = None

@@ -21,9 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from foresight.runtime import serve as command
 from foresight.runtime.backend import BACKENDS
+from foresight.runtime.config import BackendChoice
 from foresight.runtime.frame_records import END, FRAMES_TYPE, read_records
 from foresight.runtime.server_log import configure_log
-from foresight.runtime.server_options import ServedBackend
 
 MakeClip = Callable[..., Path]
 Serve = Callable[..., Any]
@@ -244,4 +244,4 @@ def test_the_other_command_and_the_options_import_nothing_of_the_server() -> Non
 
 
 def test_every_backend_can_be_chosen() -> None:
-    assert get_args(ServedBackend) == BACKENDS
+    assert get_args(BackendChoice) == BACKENDS

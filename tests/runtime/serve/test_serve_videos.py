@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
+from foresight.adapters import (
+    WEIGHTS,
+    EngineBucket,
+    EngineTarget,
+    MemberSource,
+    save_adapter,
+    write_engine,
+)
 from foresight.media import ClipReader
 from foresight.runtime import job
 from foresight.runtime.config import PipelineConfig
@@ -192,13 +202,54 @@ def test_a_cut_stream_of_records_is_noticed() -> None:
 
 
 def test_an_adapter_of_its_own_serves_its_mode_alone(nano: Any, tmp_path: Path) -> None:
-    from foresight.adapters import save_adapter
-    from foresight.runtime.engine_models import ServedModels
-
     folder = tmp_path / "mine"
     save_adapter(nano.translators["latent"], folder, stack_fingerprint=nano.stack.fingerprint)
     options = ServeOptions(random_weights=True, device="cpu", adapter=folder)
     models = load_served_models(options)
-    assert isinstance(models, ServedModels)
     assert (models.modes, models.adapter, models.backend) == (("latent",), "mine", "eager")
     assert SimpleNamespace(**models.describe()).stack_fingerprint == nano.stack.fingerprint
+
+
+@pytest.mark.parametrize("backend", ["fused", "eager"])
+def test_an_engine_serves_the_frames_that_the_command_makes_with_it(
+    backend: Any, nano: Any, serve: Serve, make_clip: MakeClip, tmp_path: Path
+) -> None:
+    adapter, engine = nano.translators["conditioning"], tmp_path / "adapter_10m.engine"
+    save_file({name: each.contiguous() for name, each in adapter.state_dict().items()}, tmp_path / "w")
+    weights = MemberSource(
+        name=WEIGHTS, path=tmp_path / "w", dtype="float32", target=EngineTarget(kind="weights")
+    )
+    stack = nano.stack
+    tokens = (math.prod(grid) for grid in (stack.vlm.token_grid, stack.dino.token_grid))
+    bucket = EngineBucket(batch=1, vlm_tokens=next(tokens), dino_tokens=next(tokens))
+    write_engine(
+        engine,
+        [weights],
+        adapter=adapter.config,
+        stack_fingerprint=stack.fingerprint,
+        buckets=[bucket],
+    )
+    options = ServeOptions(random_weights=True, device="cpu", adapter=engine, backend=backend)
+    models = load_served_models(options)
+    server = serve(models)
+    (described,) = json.loads(server.request("GET", "/v1/models")[2])["data"]
+    assert described["adapter"] == "adapter_10m.engine"
+    assert described["backend"].startswith(f"{backend} ({WEIGHTS}")
+    assert described["modes"] == ["conditioning"]
+
+    clip, out = make_clip(frames=12), tmp_path / "out.mp4"
+    arguments = (
+        "--adapter",
+        engine,
+        "--backend",
+        backend,
+        "--random-weights",
+        "--device",
+        "cpu",
+        "--seed",
+        5,
+    )
+    assert main([*map(str, (clip, "-o", out, *arguments))]) == 0
+    status, _, body = server.post(clip.read_bytes(), seed=5)
+    assert status == 200
+    np.testing.assert_array_equal(read_clip(body), read_clip(out))
