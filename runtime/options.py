@@ -39,7 +39,7 @@ class ReconstructOptions:
     """An engine file or a checkpoint folder in the place of the stack's own adapter."""
 
     backend: BackendChoice | None = None
-    """What runs an engine; by default the first of this list that can."""
+    """What runs an engine; by default the best that can here, which the log names."""
 
     random_weights: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Do not load weights but draw them at random: right timings, meaningless pictures."""

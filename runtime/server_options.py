@@ -33,7 +33,7 @@ class ServeOptions:
     """Do not load weights but draw them at random: right timings, meaningless pictures."""
 
     backend: BackendChoice | None = None
-    """What runs the adapter; by default the first of this list that can."""
+    """What runs an engine; by default the best that can here, which the log names."""
 
     engine_sha256: Annotated[str | None, tyro.conf.arg(metavar="HEX")] = None
     """Serve the engine only if its file has this SHA-256."""
