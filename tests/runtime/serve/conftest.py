@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import socket
 import threading
 import time
@@ -159,6 +160,15 @@ def multipart(clip: bytes | None, **fields: object) -> tuple[bytes, str]:
         head = b'--limit\r\nContent-Disposition: form-data; name="clip"; filename="a.mp4"\r\n\r\n'
         parts.append(head + clip + b"\r\n")
     return b"".join([*parts, b"--limit--\r\n"]), "multipart/form-data; boundary=limit"
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("foresight", "uvicorn")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers, logger.level, logger.propagate = handlers, level, propagate
 
 
 @pytest.fixture

@@ -108,14 +108,8 @@ def test_a_request_has_an_id_in_its_answer_and_in_the_log(
 
 
 def test_the_log_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    loggers = [logging.getLogger(name) for name in ("foresight", "uvicorn")]
-    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
-    try:
-        configure_log(as_json=True)
-        logging.getLogger("foresight.runtime.server").info("two\nlines")
-    finally:
-        for logger, state in zip(loggers, before, strict=True):
-            logger.handlers, logger.level, logger.propagate = state
+    configure_log(as_json=True)
+    logging.getLogger("foresight.runtime.server").info("two\nlines")
     (line,) = capsys.readouterr().err.splitlines()
     entry = json.loads(line)
     assert (entry["level"], entry["message"]) == ("info", "two\nlines")
@@ -138,6 +132,7 @@ def test_a_drain_takes_no_new_request_and_finishes_the_old(
     server.wait_for(lambda: not server.running)
 
 
+@pytest.mark.slow
 def test_sigterm_during_a_request_finishes_it_and_exits_with_0(make_clip: MakeClip, tmp_path: Path) -> None:
     body = make_clip(frames=41).read_bytes()
     arguments = ("--random-weights", "--device", "cpu", "--port", "0", "--api-key", "a-key-for-tests")
@@ -213,6 +208,7 @@ def test_what_cannot_be_served_is_one_line(
     assert printed.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_engine_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     engine = tmp_path / "adapter.engine"
     engine.write_bytes(b"no engine")

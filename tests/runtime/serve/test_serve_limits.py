@@ -245,6 +245,7 @@ def test_the_decoding_process_is_limited_and_knows_no_key(monkeypatch: pytest.Mo
         place = Path(f"/proc/{process.pid}")
         if place.exists():
             assert b"a-secret" not in (place / "environ").read_bytes()
+            assert "NoNewPrivs:\t1" in (place / "status").read_text()
             limits = (place / "limits").read_text()
             for name, value in (("cpu time", "7"), ("file size", "0"), ("address space", str(2**31))):
                 assert any(name in line and value in line.split() for line in limits.splitlines())

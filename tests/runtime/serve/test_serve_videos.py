@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -38,7 +39,11 @@ Serve = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def nano() -> Any:
-    return load_served_models(ServeOptions(random_weights=True, device="cpu"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    models = load_served_models(ServeOptions(random_weights=True, device="cpu"))
+    torch.set_num_threads(threads)
+    return models
 
 
 def read_clip(source: Path | bytes) -> np.ndarray:
