@@ -106,7 +106,8 @@ async def _answer_frames(
         # What fails before the first frame is a clean error with a status of its own.
         first = await unless_left(outbox.get(), request.receive)
     parts = _frame_parts(state, ticket, outbox, first or b"")
-    return WatchedStream(parts, media_type=FRAMES_TYPE, headers=_ledger_headers(ticket))
+    headers = _ledger_headers(ticket)
+    return WatchedStream(await anext(parts), parts, media_type=FRAMES_TYPE, headers=headers)
 
 
 async def _frame_parts(
@@ -146,7 +147,8 @@ async def _answer_mp4(
     if ticket.clip.warning:
         headers["X-Foresight-Warning"] = ticket.clip.warning.encode("ascii", "replace").decode()
     file.seek(0)
-    return WatchedStream(_file_parts(state, file), media_type="video/mp4", headers=headers)
+    parts = _file_parts(state, file)
+    return WatchedStream(await anext(parts), parts, media_type="video/mp4", headers=headers)
 
 
 async def _last(outbox: Outbox[BinaryIO]) -> BinaryIO:

@@ -17,12 +17,20 @@ T = TypeVar("T")
 
 
 class WatchedStream(Response):
-    """Sends the parts of a generator, which is closed in any case: at its end, on an error, when the client left."""
+    """Sends `first` and the other parts of a generator, which is closed in any case.
+
+    `first` must come from the generator: what a generator does at its end is not done by one that never began.
+    """
 
     def __init__(
-        self, parts: AsyncGenerator[bytes], *, media_type: str, headers: Mapping[str, str] | None = None
+        self,
+        first: bytes,
+        parts: AsyncGenerator[bytes],
+        *,
+        media_type: str,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        self._parts = parts
+        self._first, self._parts = first, parts
         self.status_code, self.media_type, self.background = 200, media_type, None
         self.init_headers(headers)
 
@@ -36,6 +44,7 @@ class WatchedStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self._first, "more_body": True})
         async for part in self._parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

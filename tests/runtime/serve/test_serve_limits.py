@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from fractions import Fraction
@@ -27,6 +27,7 @@ from foresight.runtime.http_protocol import DeadlineProtocol
 from foresight.runtime.outbox import ClientStalledError, Outbox
 from foresight.runtime.request_limits import SizeLimits
 from foresight.runtime.timing import peak_memory_mb
+from foresight.runtime.watched_stream import WatchedStream
 
 MakeClip = Callable[..., Path]
 Serve = Callable[..., Any]
@@ -83,6 +84,32 @@ def test_a_client_that_leaves_the_queue_gives_up_its_place(
             other.sendall(head_of(server.port, len(body)) + body)
             server.wait_for(lambda: b"requests_waiting 1.0" in server.request("GET", "/metrics")[2])
         server.wait_for(lambda: b"requests_waiting 0.0" in server.request("GET", "/metrics")[2], 1.0)
+
+
+def test_a_client_that_leaves_before_the_first_byte_is_noticed_too() -> None:
+    async def converse() -> None:
+        closed = asyncio.Event()
+
+        async def parts() -> AsyncGenerator[bytes]:
+            try:
+                yield b"first"
+                await asyncio.sleep(60)
+            finally:
+                closed.set()
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"}
+
+        async def send(_message: Any) -> None:
+            await asyncio.sleep(60)
+
+        stream = parts()
+        response = WatchedStream(await anext(stream), stream, media_type="video/mp4")
+        async with asyncio.timeout(5):
+            await response({"type": "http"}, receive, send)
+        assert closed.is_set()
+
+    asyncio.run(converse())
 
 
 def test_a_client_that_does_not_read_is_given_up() -> None:
