@@ -78,9 +78,9 @@ def measure_parity(
 ) -> EngineParity:
     """Compare with `adapter`, which is fp32, over all cases; `dtype` and `device` are those of `compiled`.
 
-    An fp32 member may differ by 1e-4. One of a lower precision may differ by twice what eager PyTorch in that precision does, and that much more (the rule of
-    flash-attention's tests). The figure is of the case that comes nearest to its bound or passes it most; an
-    output that is not finite counts as infinitely far.
+    An fp32 member may differ by 1e-4. One of a lower precision may differ by twice what eager PyTorch in that
+    precision does, and that much more (the rule of flash-attention's tests). The figure is of the case that comes
+    nearest to its bound or passes it most; an output that is not finite counts as infinitely far.
     """
     low = None
     if dtype != torch.float32:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from foresight.evaluation import mean_colour, other_clip, psnr, static_frame
 
 torch.set_num_threads(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+
 from foresight.evaluation import GATES, Gate, Grade, grade, meets_bar, param_efficiency
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from foresight.evaluation import box_iou, mask_iou, masks_to_boxes, mean_colour, other_clip, segment_by_colour
 from torch.nn import functional as F
+
+from foresight.evaluation import box_iou, mask_iou, masks_to_boxes, mean_colour, other_clip, segment_by_colour
 
 torch.set_num_threads(1)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
 from foresight.evaluation import ReconstructionMetrics, psnr, ssim
 
 torch.set_num_threads(1)

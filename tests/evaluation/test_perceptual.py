@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import pytest
 import torch
+
 from foresight.evaluation import (
     LpipsUnavailableError,
     ReconstructionMetrics,

@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from foresight.evaluation import PHOTOGRAPHS, load_photographs, pan_and_zoom, psnr, static_frame
 from numpy.typing import NDArray
+
+from foresight.evaluation import PHOTOGRAPHS, load_photographs, pan_and_zoom, psnr, static_frame
 
 torch.set_num_threads(1)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
 from foresight.evaluation import latent_cosine, latent_mse, ms_ssim, ms_ssim_scales, psnr, ssim
 
 torch.set_num_threads(1)
