@@ -68,6 +68,14 @@ class EngineFile:
                 f"those of {fingerprint!r} would mean nothing to it"
             )
 
+    def verify(self) -> None:
+        """Raise EngineDamagedError unless every member's sha256 is right, also of those that will not be loaded."""
+        for member in self.manifest.members:
+            digest = hashlib.sha256()
+            for block in self._blocks(self._entries[member.name]):
+                digest.update(block)
+            self._check_digest(member, digest.hexdigest())
+
     def read(self, name: str) -> bytes:
         """A member's bytes, after their sha256 was found right; raises EngineError."""
         member = self.manifest.member(name)

@@ -64,6 +64,7 @@ def open_backend(
         return _logged(_open_bare_plan(Path(path), device, backend, expected_sha256, plan_config), path, [])
     with EngineFile(path, expected_sha256=expected_sha256) as engine:
         engine.check_stack(stack_fingerprint)
+        engine.verify()
         reasons: list[str] = []
         for name in (backend,) if backend else _ORDER[device.type]:
             try:
