@@ -14,7 +14,7 @@ __all__ = ["BACKENDS", "Backend", "BackendDescription", "BackendName"]
 
 BackendName = Literal["tensorrt", "fused", "aoti", "onnx", "eager"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
-"""Every backend, in the order in which a GPU prefers them."""
+"""Every backend; `backend_choice` says in which order they are tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

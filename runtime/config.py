@@ -10,7 +10,7 @@ __all__ = ["BackendChoice", "Mode", "OutputSize", "PipelineConfig"]
 Mode = Literal["conditioning", "latent"]
 OutputSize = Literal["source", "model"]
 BackendChoice = Literal["tensorrt", "fused", "aoti", "onnx", "eager"]
-"""What can run an engine; `foresight.runtime.backend` says in which order they are tried."""
+"""What can run an engine; `foresight.runtime.backend_choice` says in which order they are tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

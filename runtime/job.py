@@ -16,6 +16,7 @@ from foresight.models.stack_file import load_config
 from foresight.runtime.background import ReadAhead, WriteBehind
 from foresight.runtime.config import OutputSize, PipelineConfig
 from foresight.runtime.device import check_device_name
+from foresight.runtime.errors import ReconstructError
 from foresight.runtime.libraries import import_libraries
 from foresight.runtime.options import ReconstructOptions
 from foresight.runtime.outputs import Outputs, check_paths
@@ -34,6 +35,7 @@ __all__ = ["reconstruct"]
 # Bounds on what waits in memory, for clips of very large frames.
 _BATCH_BYTES, _BATCHES_AHEAD = 2**25, 2
 _WRITE_BYTES, _CHUNKS_BEHIND = 2**28, 2
+_NOT_FINITE = "the models answered with values that are no numbers: the reconstruction is not to be trusted"
 
 
 def reconstruct(options: ReconstructOptions, *, own_process: bool = False) -> Report:
@@ -48,6 +50,8 @@ def reconstruct(options: ReconstructOptions, *, own_process: bool = False) -> Re
     stack_config = load_config(options.stack)
     sigma_schedule(stack_config, options.steps)
     check_paths(options)
+    if options.adapter is None and options.backend is not None:
+        raise ReconstructError(f"backend {options.backend!r}: runs an engine; give one with --adapter")
     with ClipReader(options.clip) as reader:
         size = _output_size(options.size, reader.info, stack_config)
         with Outputs(options, size=size, fps=reader.info.fps, audio=reader.info.has_audio) as outputs:
@@ -152,6 +156,7 @@ def _report(
 
     from foresight.evaluation.environment import describe_hardware, find_commit, library_versions
     from foresight.runtime.timing import peak_gpu_memory_mb, peak_memory_mb
+    from foresight.runtime.translators import describe_translator
 
     timings = pipeline.clock.timings()
     quality = timings.pop("quality", None)
@@ -178,11 +183,12 @@ def _report(
         stack_fingerprint=models.stack.fingerprint,
         random_weights=options.random_weights,
         adapter=models.adapter_name,
+        backend=describe_translator(models.adapter),
         device=str(pipeline.device),
         dtype=str(pipeline.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
         hardware=describe_hardware(str(pipeline.device)),
         versions=library_versions(),
         commit=find_commit(),
-        warnings=run.warnings,
+        warnings=run.warnings + (() if meter.finite else (_NOT_FINITE,)),
     )

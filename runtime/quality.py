@@ -43,9 +43,14 @@ class QualityMeter:
             self._ssim = math.nan
 
     @property
+    def finite(self) -> bool:
+        """Whether every number of every frame so far was one; waits for the device."""
+        return math.isfinite(float(self._squared_error))
+
+    @property
     def psnr_db(self) -> float | None:
-        """PSNR in dB, at most 100; None before the first frame. Waits for the device."""
-        if not self._values:
+        """PSNR in dB, at most 100; None before the first frame and where one is not finite. Waits for the device."""
+        if not self._values or not self.finite:
             return None
         mse = float(self._squared_error) / self._values
         return min(_MAX_PSNR_DB, -10 * math.log10(mse)) if mse else _MAX_PSNR_DB

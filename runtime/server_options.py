@@ -93,6 +93,8 @@ class ServeOptions:
         for origin in self.allow_origin:
             if "://" not in origin or origin.endswith("/"):
                 raise ServeError(f"allow_origin {origin!r}: must be scheme://host[:port], and * is not taken")
+        if self.adapter is None and self.engine_sha256 is not None:
+            raise ServeError("engine_sha256: pins an engine; give one with --adapter")
         if self.adapter is not None and not self.adapter.exists():
             raise ServeError(f"{self.adapter}: there is no such engine or checkpoint folder")
         if self.api_key is None and not self.allow_open_host and not is_loopback(self.host):

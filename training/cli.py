@@ -24,14 +24,14 @@ Command = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0, 2 for what the user can mend, 3 where the time ran out."""
+    """Run the command; returns 0, 2 for what the user can mend, 3 where the time ran out, 130 when interrupted."""
     try:
         command = tyro.cli(Command, args=arguments, prog=NAME)
         return run(command)
     except KeyboardInterrupt:
         print(f"{NAME}: interrupted; the same command continues from the last saved state", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"{NAME}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 

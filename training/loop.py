@@ -176,7 +176,10 @@ class Loop:
             "parameters": [parameter.detach() for parameter in self.parameters],
             "averages": self.averages,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "random": torch.get_rng_state(),
         }
+        if self.device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
         partial = self.state_path.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(self.state_path)
@@ -197,6 +200,10 @@ class Loop:
         for group in self.optimizers[-1].param_groups:
             if isinstance(self.optimizers[-1], torch.optim.AdamW) and self.device.type == "cuda":
                 group["lr"] = self.rates["adamw"]
+        # Otherwise a continued run would draw the batches of its first piece again.
+        torch.set_rng_state(state["random"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
         self.step = int(state["step"])
 
     @torch.no_grad()

@@ -45,3 +45,13 @@ def test_nothing_measured_is_nothing_known() -> None:
     meter = QualityMeter()
     assert meter.psnr_db is None
     assert meter.ssim is None
+
+
+def test_a_reconstruction_of_no_numbers_is_no_perfect_one() -> None:
+    prediction, target = clip()
+    prediction[0, 0, 3, 5, 5] = float("nan")
+    meter = QualityMeter()
+    meter.add(prediction, target)
+    assert not meter.finite
+    assert meter.psnr_db is None
+    assert meter.ssim is None

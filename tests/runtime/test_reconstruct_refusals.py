@@ -152,6 +152,7 @@ def test_two_outputs_of_one_name(
     ("arguments", "reason"),
     [
         (["--steps", "0"], "steps 0"),
+        (["--backend", "onnx"], "backend 'onnx': runs an engine; give one with --adapter"),
         (["--steps", "9", "--stack", "full"], "steps 9"),
         (["--seed", "-1"], "seed -1"),
         (["--device", "tpu"], "device 'tpu'"),

@@ -83,3 +83,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 def test_bad_settings_are_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} {value}"):
         LoopConfig(**{"steps": 1, "muon_rate": 1.0, "adamw_rate": 1.0, name: value})
+
+
+def test_a_continued_run_draws_other_batches_than_its_first_piece(tmp_path: Path) -> None:
+    config = LoopConfig(steps=4, muon_rate=0.1, adamw_rate=0.1, log_every=2)
+    drawn: list[float] = []
+
+    def loss() -> dict[str, Tensor]:
+        drawn.append(float(torch.rand(())))
+        return {"loss": layer.weight.square().sum()}
+
+    for _ in range(2):
+        torch.manual_seed(0)
+        layer = nn.Linear(2, 2)
+        Loop(layer, loss, config, tmp_path).run(deadline=time.monotonic())
+    assert len(drawn) == len(set(drawn)) == 4

@@ -124,6 +124,7 @@ def test_an_open_host_needs_a_key_or_an_explicit_word(
 @pytest.mark.parametrize(
     "options",
     [
+        {"engine_sha256": "0" * 64},
         {"api_key": "short"},
         {"api_key": "with a space"},
         {"port": 65536},
