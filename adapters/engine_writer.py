@@ -26,6 +26,9 @@ from foresight.adapters.engine_manifest import (
 
 __all__ = ["MemberSource", "write_engine"]
 
+# Short of where a zip needs the extensions that the reader refuses.
+_MAX_ARCHIVE_BYTES = 2**32 - 2**21
+
 # The earliest date that a zip can hold: the same members make the same file.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -76,8 +79,7 @@ def write_engine(
         new = Path(scratch) / path.name
         _write(new, manifest, members)
         with EngineFile(new) as engine:
-            for member in manifest.members:
-                engine.read(member.name)
+            engine.verify()
         new.replace(path)
     return manifest
 
@@ -102,6 +104,9 @@ def _write(path: Path, manifest: EngineManifest, members: Sequence[MemberSource]
     text = manifest.to_json().encode()
     if len(text) > MAX_MANIFEST_BYTES:
         raise EngineError(f"{MANIFEST}: has {len(text)} bytes, at most {MAX_MANIFEST_BYTES} are read")
+    total = sum(source.path.stat().st_size for source in members)
+    if total > _MAX_ARCHIVE_BYTES:
+        raise EngineError(f"members: have {total} bytes together, an engine has at most {_MAX_ARCHIVE_BYTES}")
     with path.open("wb") as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
             archive.writestr(_info(MANIFEST), text)

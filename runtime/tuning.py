@@ -180,6 +180,11 @@ def main() -> None:
     import tyro
 
     options = tyro.cli(TuningOptions)
+    index, count = options.part
+    if not 0 <= index < count:
+        raise SystemExit(f"part {index} {count}: must be I N with I from 0 to N - 1")
+    if not torch.cuda.is_available():
+        raise SystemExit("tuning measures on a GPU, and this machine has none that torch can use")
     device = torch.cuda.get_device_name()
     table = find_table(device)
     with torch.inference_mode():

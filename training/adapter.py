@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from foresight.adapters import Adapter, adapter_config, build_adapter, save_adapter
+from foresight.adapters.config import LATENT_ARCHITECTURES
 from foresight.models.stack import Stack
 from foresight.training.bridging import AdapterTask, ConditioningTask, LatentTask
 from foresight.training.clips import ClipPool
@@ -23,8 +24,6 @@ from foresight.training.footage import FootagePool
 from foresight.training.loop import Loop, LoopConfig
 
 __all__ = ["AdapterTrainer"]
-
-LATENT_ARCHITECTURES = ("cross_attention", "linear", "mlp")
 
 
 class AdapterTrainer:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+import torch
 
 from foresight.kernels import Launch, LaunchTable
 from foresight.runtime import tuning
-from foresight.runtime.tuning import TuningCase, tune
+from foresight.runtime.tuning import TuningCase, main, tune
 
 ASKED = [("product", (640, 448, 1792)), ("linear", (77, 448, 448))]
 
@@ -44,3 +45,15 @@ def test_it_learns_which_launches_a_forward_asks_for() -> None:
     recorder = tuning._Recorder(device="NVIDIA Test", programmatic=1, entries={})
     assert recorder.nearest("linear", [77, 448, 448]) == Launch()
     assert list(recorder.seen) == [("linear", (77, 448, 448))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["--part", "9", "9"], "part 9 9: must be"), ([], "measures on a GPU")]
+)
+def test_the_command_refuses_in_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tuning", *arguments])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=message):
+        main()
