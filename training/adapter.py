@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -17,7 +15,7 @@ from foresight.models.stack import Stack
 from foresight.training.bridging import AdapterTask, ConditioningTask, LatentTask
 from foresight.training.clips import ClipPool
 from foresight.training.conditioning import ConditioningEncoder
-from foresight.training.config import AdapterTrainingConfig
+from foresight.training.config import AdapterTrainingConfig, write_options
 from foresight.training.device import choose_device
 from foresight.training.examples import ExampleSource, KeptExamples, LiveExamples, Pool
 from foresight.training.footage import FootagePool
@@ -98,9 +96,7 @@ class AdapterTrainer:
     def train(self) -> bool:
         """Train, write the checkpoint to `output` and return True; False where the minutes ran out first."""
         config = self.config
-        config.run.mkdir(parents=True, exist_ok=True)
-        options = {name: str(value) for name, value in dataclasses.asdict(config).items()}
-        (config.run / "config.json").write_text(json.dumps(options, indent=2) + "\n")
+        write_options(config, config.run)
         loop = LoopConfig(steps=config.steps, muon_rate=config.muon_rate, adamw_rate=config.adamw_rate)
         loss: Callable[[], dict[str, Tensor]] = self.task
         if not Loop(self.task, loss, loop, config.run, adamw=AdapterTask.ADAMW).run(self.deadline):

@@ -6,6 +6,8 @@ error raised there in a box of several lines.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +15,16 @@ from typing import Literal
 
 from foresight.training.presets import STAGES
 
-__all__ = ["AdapterTrainingConfig", "Device", "EvaluationConfig", "NanoConfig"]
+__all__ = ["AdapterTrainingConfig", "Device", "EvaluationConfig", "NanoConfig", "write_options"]
 
 Device = Literal["auto", "cpu", "cuda"]
+
+
+def write_options(config: NanoConfig | AdapterTrainingConfig, folder: Path) -> None:
+    """Put a run's resolved options beside what it makes, as config.json in `folder`, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {name: str(value) for name, value in dataclasses.asdict(config).items()}
+    (folder / "config.json").write_text(json.dumps(options, indent=2) + "\n")
 
 
 def at_least_one(config: object, *names: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 
 from foresight.models.architectures import build_dino, build_transformer, build_vae, build_vlm
 from foresight.models.dino import DinoExtractor
-from foresight.models.latents import normalize_latents
+from foresight.models.latents import LTXLatentExtractor
 from foresight.models.presets import ARCHITECTURES, STACKS
 from foresight.models.saving import save_stack
 from foresight.models.stack import Stack
@@ -25,7 +23,7 @@ from foresight.training.adapter import AdapterTrainer
 from foresight.training.autoencoder import AutoencoderTask, initialise, measure_latents
 from foresight.training.clips import ClipPool
 from foresight.training.conditioning import ConditioningEncoder, VelocityTask
-from foresight.training.config import AdapterTrainingConfig, NanoConfig
+from foresight.training.config import AdapterTrainingConfig, NanoConfig, write_options
 from foresight.training.device import choose_device
 from foresight.training.examples import ExampleSource, KeptExamples, LatentPool
 from foresight.training.loop import Loop, LoopConfig
@@ -51,9 +49,7 @@ class NanoTraining:
 
     def run(self) -> bool:
         """Train the chosen stages in the order of the table; return whether all of them are finished."""
-        self.config.run.mkdir(parents=True, exist_ok=True)
-        resolved = {key: str(value) for key, value in dataclasses.asdict(self.config).items()}
-        (self.config.run / "config.json").write_text(json.dumps(resolved, indent=2) + "\n")
+        write_options(self.config, self.config.run)
         for name in STAGES:
             if name in self.config.stages and not self.finished(name):
                 torch.manual_seed(self.config.seed)
@@ -109,7 +105,7 @@ class NanoTraining:
         task = VelocityTask(
             transformer,
             encoder,
-            LatentPool(self.encode, self.pool).draw,
+            LatentPool(LTXLatentExtractor(self.vae), self.pool).draw,
             self.batch("transformer"),
             CONFIG.fps,
         )
@@ -177,12 +173,6 @@ class NanoTraining:
     def vae(self) -> Any:
         """The finished autoencoder."""
         return freeze(self.load("vae", build_vae(ARCHITECTURE["vae"]).to(self.device)))
-
-    @torch.no_grad()
-    def encode(self, video: Tensor) -> Tensor:
-        """Video [B, 3, T, H, W] to model-space latents."""
-        mean = self.vae.encoder(video).float().chunk(2, 1)[0]
-        return normalize_latents(mean, self.vae)
 
     def untrained_dino(self) -> DinoExtractor:
         """A fresh image encoder."""
