@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from foresight.adapters import AdapterConfig, EngineBucket, Grid
+from foresight.runtime.config import BackendChoice
 
 __all__ = ["BACKENDS", "Backend", "BackendDescription", "BackendName"]
 
-BackendName = Literal["tensorrt", "fused", "aoti", "onnx", "eager"]
+BackendName = BackendChoice
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 """Every backend; `backend_choice` says in which order they are tried."""
 
