@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from foresight.adapters import Adapter, adapter_config, build_adapter, save_adapter
+from foresight.adapters import Adapter, adapter_config, build_adapter, load_adapter, save_adapter
 from foresight.adapters.config import LATENT_ARCHITECTURES
 from foresight.models.stack import Stack
 from foresight.training.bridging import AdapterTask, ConditioningTask, LatentTask
@@ -49,16 +49,24 @@ class AdapterTrainer:
         self.task = self.assign(examples or self.draw_examples(), teacher)
 
     def build(self) -> Adapter:
-        """A fresh adapter of the configured architecture and size, shaped for the stack."""
+        """An adapter of the configured architecture and size, shaped for the stack; fresh unless it starts from one."""
         stack, latent = self.stack, self.config.architecture in LATENT_ARCHITECTURES
-        config = adapter_config(
+        expected = adapter_config(
             self.config.architecture,
             self.config.size,
             vlm_dim=stack.vlm.tower.config.out_hidden_size,
             dino_dim=stack.dino.model.embed_dim,
             output_grid=stack.config.latent_size if latent else None,
         )
-        return build_adapter(config).to(self.device)
+        if self.config.start_from is None:
+            return build_adapter(expected).to(self.device)
+        adapter = load_adapter(self.config.start_from, device=self.device)
+        if adapter.config != expected:
+            raise ValueError(
+                f"{self.config.start_from}: is no {self.config.architecture} adapter of size {self.config.size} "
+                f"for stack {self.config.stack}"
+            )
+        return adapter.train()
 
     def draw_examples(self) -> ExampleSource:
         """The configured clips with what the encoders see of them."""

@@ -12,10 +12,11 @@ from foresight.training.clips import ClipPool
 from foresight.training.initialisation import centre_convolutions
 from foresight.training.losses import gaussian_kl, video_loss
 
-__all__ = ["AutoencoderTask", "initialise", "measure_latents"]
+__all__ = ["AutoencoderTask", "DecoderTask", "initialise", "measure_latents"]
 
 KL_WEIGHT = 1e-4
 LOGVAR_START = -5.0
+SQUARED_ERROR_WEIGHT = 5.0
 
 
 class AutoencoderTask(nn.Module):
@@ -46,6 +47,39 @@ class AutoencoderTask(nn.Module):
         with torch.no_grad():
             psnr = -10 * ((prediction - video) / 2).square().mean((1, 2, 3, 4)).log10().mean()
         return {"loss": reconstruction + KL_WEIGHT * kl, "kl": kl, "psnr_db": psnr}
+
+
+class DecoderTask(nn.Module):
+    """The decoder of a trained autoencoder alone, on the latents that its encoder gives, which stay as they are.
+
+    Squared error weighs more than before: absolute error prefers the median of what a latent may stand for.
+    """
+
+    ADAMW = ("conv_in.conv", "conv_out.conv")
+
+    def __init__(self, vae: Any, pool: ClipPool, batch: int) -> None:
+        super().__init__()
+        self.decoder = vae.decoder
+        self.pool = pool
+        self.batch = batch
+        self.encode: Callable[[Tensor], Tensor] = vae.encoder
+        self.decode: Callable[[Tensor], Tensor] = vae.decoder
+
+    def fuse(self) -> None:
+        """Fuse the norms and activations between the convolutions with torch.compile."""
+        self.encode = torch.compile(self.encode)
+        self.decode = torch.compile(self.decode)
+
+    def forward(self) -> dict[str, Tensor]:
+        """Draw a batch and return the loss and its parts."""
+        video, _ = self.pool.sample(self.batch)
+        with torch.no_grad():
+            mean = self.encode(video).chunk(2, 1)[0].float()
+        prediction = self.decode(mean).float()
+        squared = (prediction - video).square()
+        loss = video_loss(prediction, video) + SQUARED_ERROR_WEIGHT * squared.mean()
+        psnr = -10 * (squared.detach() / 4).mean((1, 2, 3, 4)).log10().mean()
+        return {"loss": loss, "psnr_db": psnr}
 
 
 @torch.no_grad()

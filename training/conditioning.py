@@ -8,19 +8,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConditioningEncoder", "VelocityTask", "pack_latents", "sample_sigmas", "velocity"]
+from foresight.training.losses import pixel_loss
+
+__all__ = [
+    "SETTLED_TOKEN_NOISE",
+    "ConditioningEncoder",
+    "VelocityTask",
+    "pack_latents",
+    "sample_sigmas",
+    "unpack_latents",
+    "velocity",
+]
 
 TIME_SHIFT = 2.0
-AT_ONE = 0.1
+AT_ONE = 0.25
 TOKEN_NOISE = 0.1
+SETTLED_TOKEN_NOISE = 0.03
+DECODED_CLIPS = 8
 
 
 class ConditioningEncoder(nn.Module):
     """Turn model-space latents [B, 128, T', H', W'] into `num_queries` tokens [B, 77, 4096].
 
-    One self-attention layer over the latents, two layers in which learned queries read them. While training, noise
-    before the last projection makes the content speak up: with little of it the tokens end up as large constants with
-    the content in small deviations, which neither the transformer nor an adapter learns to use well.
+    Two self-attention layers over the latents, three layers in which learned queries read them. It is wider than the
+    transformer that reads its tokens: with a width of 256 and two readers it, and not the transformer, was what lost
+    the detail. While training, `noise` before the last projection makes the content speak up: with little of it a
+    fresh transformer's tokens end up as large constants with the content in small deviations, which neither it nor
+    an adapter learns to use well.
     """
 
     def __init__(
@@ -28,11 +42,13 @@ class ConditioningEncoder(nn.Module):
         num_latents: int,
         *,
         channels: int = 128,
-        width: int = 256,
+        width: int = 512,
         num_queries: int = 77,
         output_dim: int = 4096,
+        noise: float = TOKEN_NOISE,
     ) -> None:
         super().__init__()
+        self.noise = noise
         self.embed = nn.Linear(channels, width)
         self.positions = nn.Parameter(torch.randn(num_latents, width) * 0.02)
         self.queries = nn.Parameter(torch.randn(num_queries, width) * 0.5)
@@ -42,22 +58,27 @@ class ConditioningEncoder(nn.Module):
             "batch_first": True,
             "norm_first": True,
         }
-        self.encoder = nn.TransformerEncoderLayer(width, 4, 4 * width, **options)
+        heads = max(1, width // 64)
+        self.encoders = nn.ModuleList(
+            [nn.TransformerEncoderLayer(width, heads, 4 * width, **options) for _ in range(2)]
+        )
         self.readers = nn.ModuleList(
-            [nn.TransformerDecoderLayer(width, 4, 4 * width, **options) for _ in range(2)]
+            [nn.TransformerDecoderLayer(width, heads, 4 * width, **options) for _ in range(3)]
         )
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, output_dim)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Encode latents; deterministic in evaluation mode."""
-        memory = self.encoder(self.embed(pack_latents(latents)) + self.positions)
+        memory = self.embed(pack_latents(latents)) + self.positions
+        for encoder in self.encoders:
+            memory = encoder(memory)
         hidden_states = self.queries.expand(latents.shape[0], -1, -1)
         for reader in self.readers:
             hidden_states = reader(hidden_states, memory)
         hidden_states = self.norm(hidden_states)
         if self.training:
-            hidden_states = hidden_states + TOKEN_NOISE * torch.randn_like(hidden_states)
+            hidden_states = hidden_states + self.noise * torch.randn_like(hidden_states)
         tokens: Tensor = self.project(hidden_states)
         return tokens
 
@@ -65,6 +86,11 @@ class ConditioningEncoder(nn.Module):
 def pack_latents(latents: Tensor) -> Tensor:
     """Turn [B, C, T', H', W'] into tokens [B, T' * H' * W', C]."""
     return latents.flatten(2).transpose(1, 2)
+
+
+def unpack_latents(tokens: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Turn tokens [B, T' * H' * W', C] back into [B, C, T', H', W'] of `size` (T', H', W')."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *size)
 
 
 def sample_sigmas(batch: int, *, at_one: float, device: torch.device) -> Tensor:
@@ -98,7 +124,8 @@ def velocity(transformer: Any, latents: Tensor, sigmas: Tensor, tokens: Tensor, 
 class VelocityTask(nn.Module):
     """The nano transformer and its conditioning encoder, trained together to predict velocities.
 
-    `draw` gives model-space latents [B, C, T', H', W'] of a batch of clips.
+    `draw` gives model-space latents [B, C, T', H', W'] of a batch of clips. With a `decode` from there to video, a few
+    estimates from pure noise are decoded and compared with what the autoencoder makes of the true latents.
     """
 
     ADAMW = ("proj_in", "proj_out", "embed", "project")
@@ -110,6 +137,7 @@ class VelocityTask(nn.Module):
         draw: Callable[[int], Tensor],
         batch: int,
         fps: float,
+        decode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.transformer = transformer
@@ -117,9 +145,10 @@ class VelocityTask(nn.Module):
         self.draw = draw
         self.batch = batch
         self.fps = fps
+        self.decode = decode
 
     def forward(self) -> dict[str, Tensor]:
-        """Draw a batch and return the mean squared error of the velocity, and that at full noise."""
+        """Draw a batch and return the loss and its parts: all velocities' error, and that at full noise."""
         latents = self.draw(self.batch)
         ones = max(1, round(self.batch * AT_ONE))
         sigmas = sample_sigmas(self.batch, at_one=AT_ONE, device=latents.device)
@@ -127,4 +156,12 @@ class VelocityTask(nn.Module):
         noisy = torch.lerp(latents, noise, sigmas[:, None, None, None, None])
         predicted = velocity(self.transformer, noisy, sigmas, self.encoder(latents), self.fps).float()
         error = (predicted - pack_latents(noise - latents)).square()
-        return {"loss": error.mean(), "at_one": error[:ones].mean()}
+        scalars = {"loss": error.mean(), "at_one": error[:ones].mean()}
+        if self.decode is not None:
+            few = min(ones, DECODED_CLIPS)
+            estimate = noise[:few] - unpack_latents(predicted[:few], latents.shape[2:])
+            with torch.no_grad():
+                wanted = self.decode(latents[:few])
+            scalars["decoded"] = pixel_loss(self.decode(estimate), wanted)
+            scalars["loss"] = scalars["loss"] + scalars["decoded"]
+        return scalars

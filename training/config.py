@@ -47,6 +47,12 @@ class NanoConfig:
     length: float = 1.0
     """Scales every stage's number of steps."""
 
+    rate: float = 1.0
+    """Scales every stage's learning rates; about a half suits weights that are trained already."""
+
+    start_from: str | None = None
+    """A finished stack (nano, or a folder) whose weights the stages start from, and serve where a stage is left out."""
+
     batch: int | None = None
     """Clips a step, instead of each stage's own number."""
 
@@ -67,8 +73,9 @@ class NanoConfig:
         for stage in self.stages:
             if stage not in STAGES:
                 raise ValueError(f"stage {stage!r}: must be one of {', '.join(STAGES)}")
-        if self.length <= 0:
-            raise ValueError(f"length {self.length}: must be positive")
+        for name in ("length", "rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} {getattr(self, name)}: must be positive")
         at_least_one(self, "pool", *(() if self.batch is None else ("batch",)))
 
 
@@ -90,6 +97,9 @@ class AdapterTrainingConfig:
 
     size: str = "10m"
     """Nominal number of parameters, a preset of the architecture."""
+
+    start_from: Path | None = None
+    """Folder of a checkpoint whose weights the adapter starts from, whichever stack it was trained on."""
 
     clips: Path | None = None
     """Folder of videos to train on; without it, procedural clips are made."""

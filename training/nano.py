@@ -1,9 +1,9 @@
-"""Training of the nano stack from nothing: six stages, each on disk before the next begins."""
+"""Training of the nano stack, from nothing or from a finished one: stages, each on disk before the next begins."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,38 @@ from torch import Tensor, nn
 
 from foresight.models.architectures import build_dino, build_transformer, build_vae, build_vlm
 from foresight.models.dino import DinoExtractor
-from foresight.models.latents import LTXLatentExtractor
+from foresight.models.latents import LTXLatentExtractor, denormalize_latents
 from foresight.models.presets import ARCHITECTURES, STACKS
 from foresight.models.saving import save_stack
 from foresight.models.stack import Stack
 from foresight.models.vlm import QwenLatentExtractor
 from foresight.training.adapter import AdapterTrainer
-from foresight.training.autoencoder import AutoencoderTask, initialise, measure_latents
+from foresight.training.autoencoder import AutoencoderTask, DecoderTask, initialise, measure_latents
 from foresight.training.clips import ClipPool
-from foresight.training.conditioning import ConditioningEncoder, VelocityTask
+from foresight.training.conditioning import SETTLED_TOKEN_NOISE, ConditioningEncoder, VelocityTask
 from foresight.training.config import AdapterTrainingConfig, NanoConfig, write_options
 from foresight.training.device import choose_device
 from foresight.training.examples import ExampleSource, KeptExamples, LatentPool
 from foresight.training.loop import Loop, LoopConfig
-from foresight.training.presets import STAGES
+from foresight.training.presets import SETTLING, STAGES, StagePreset
 from foresight.training.pretraining import MaskedPatchTask, SceneTask
 
 __all__ = ["NanoTraining"]
 
 CONFIG = STACKS["nano"]
 ARCHITECTURE = ARCHITECTURES["nano"]
+BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "vae": build_vae,
+    "dino": build_dino,
+    "vlm": build_vlm,
+    "transformer": build_transformer,
+}
+MODULES: Mapping[str, Callable[[Stack], nn.Module]] = {
+    "vae": lambda stack: stack.decoder.vae,
+    "dino": lambda stack: stack.dino.model,
+    "vlm": lambda stack: stack.vlm.tower,
+    "transformer": lambda stack: stack.decoder.transformer,
+}
 
 
 class NanoTraining:
@@ -74,8 +86,8 @@ class NanoTraining:
 
     def train_vae(self) -> bool:
         """The video autoencoder, then the statistics of its latents."""
-        vae = build_vae(ARCHITECTURE["vae"]).to(self.device).to(memory_format=torch.channels_last_3d)
-        if not (self.config.run / "vae" / "state.pt").exists():
+        vae = self.fresh("vae").to(memory_format=torch.channels_last_3d)
+        if self.start is None and not (self.config.run / "vae" / "state.pt").exists():
             initialise(vae, self.pool.sample(64)[0])
         task = AutoencoderTask(vae, self.pool, self.batch("vae"))
         if self.device.type == "cuda":
@@ -84,6 +96,15 @@ class NanoTraining:
             return False
         measure_latents(vae, self.pool)
         return self.keep("vae", vae)
+
+    def train_decoder(self) -> bool:
+        """The autoencoder's decoder for longer; the latents stay as they are, and with them all that knows them."""
+        vae = self.load("vae").to(memory_format=torch.channels_last_3d)
+        vae.encoder.requires_grad_(False)
+        task = DecoderTask(vae, self.pool, self.batch("decoder"))
+        if self.device.type == "cuda":
+            task.fuse()
+        return self.fit("decoder", task) and self.keep("decoder", vae)
 
     def train_dino(self) -> bool:
         """The image encoder, on masked patches."""
@@ -100,8 +121,7 @@ class NanoTraining:
 
     def train_transformer(self) -> bool:
         """The transformer, together with the conditioning encoder that its adapter will imitate."""
-        transformer = build_transformer(ARCHITECTURE["transformer"]).to(self.device)
-        encoder = self.untrained_conditioning()
+        transformer, encoder = self.fresh("transformer"), self.untrained_conditioning()
         task = VelocityTask(
             transformer,
             encoder,
@@ -109,6 +129,14 @@ class NanoTraining:
             self.batch("transformer"),
             CONFIG.fps,
         )
+        if self.start is not None:
+            encoder.noise = SETTLED_TOKEN_NOISE
+            task.decode = lambda latents: self.vae.decoder(denormalize_latents(latents, self.vae))
+            # What a fresh encoder asks for at first would undo what the transformer knows.
+            transformer.requires_grad_(False)
+            if not self.fit("conditioning_encoder", task, SETTLING):
+                return False
+            transformer.requires_grad_(True)
         return (
             self.fit("transformer", task)
             and self.keep("conditioning_encoder", encoder)
@@ -117,7 +145,12 @@ class NanoTraining:
 
     def train_conditioning_10m(self) -> bool:
         """The adapter whose tokens steer the transformer, with the conditioning encoder to imitate."""
-        teacher = freeze(self.load("conditioning_encoder", self.untrained_conditioning()))
+        path = self.weights("conditioning_encoder")
+        if not path.exists():
+            raise ValueError(f"{path} is missing: train stage 'transformer' first")
+        teacher = self.untrained_conditioning()
+        load_model(teacher, str(path))
+        freeze(teacher)
         return self.train_adapter("conditioning_10m", "query", teacher)
 
     def train_latent_10m(self) -> bool:
@@ -134,10 +167,11 @@ class NanoTraining:
             run=self.config.run / stage,
             stack=str(self.assemble()),
             architecture=architecture,
+            start_from=None if self.start is None else self.start.folder / "adapters" / stage,
             steps=self.steps(stage),
             batch=self.batch(stage),
-            muon_rate=preset.muon_rate,
-            adamw_rate=preset.adamw_rate,
+            muon_rate=self.config.rate * preset.muon_rate,
+            adamw_rate=self.config.rate * preset.adamw_rate,
             device=self.config.device,
             seed=self.config.seed,
             minutes=(self.deadline - time.monotonic()) / 60,
@@ -155,11 +189,11 @@ class NanoTraining:
             save_stack(
                 self.stack_folder,
                 CONFIG,
-                vlm=self.load("vlm", build_vlm(ARCHITECTURE["vlm"])),
-                dino=self.load("dino", build_dino(ARCHITECTURE["dino"])),
+                vlm=self.load("vlm"),
+                dino=self.load("dino"),
                 dino_arch=ARCHITECTURE["dino"],
-                transformer=self.load("transformer", build_transformer(ARCHITECTURE["transformer"])),
-                vae=self.load("vae", build_vae(ARCHITECTURE["vae"])),
+                transformer=self.load("transformer"),
+                vae=self.vae,
             )
         return self.stack_folder
 
@@ -171,18 +205,31 @@ class NanoTraining:
 
     @cached_property
     def vae(self) -> Any:
-        """The finished autoencoder."""
-        return freeze(self.load("vae", build_vae(ARCHITECTURE["vae"]).to(self.device)))
+        """The finished autoencoder, with its decoder at its best."""
+        vae = self.load("vae")
+        if self.weights("decoder").exists():
+            load_model(vae, str(self.weights("decoder")))
+        return freeze(vae)
+
+    @cached_property
+    def start(self) -> Stack | None:
+        """The finished stack that the stages start from."""
+        return None if self.config.start_from is None else Stack.load(self.config.start_from)
+
+    def fresh(self, stage: str) -> Any:
+        """A stage's module as its training begins: untrained, or the starting stack's."""
+        module = BUILDERS[stage](ARCHITECTURE[stage]).to(self.device)
+        if self.start is not None:
+            module.load_state_dict(MODULES[stage](self.start).state_dict())
+        return module
 
     def untrained_dino(self) -> DinoExtractor:
-        """A fresh image encoder."""
-        model = build_dino(ARCHITECTURE["dino"]).to(self.device)
-        return DinoExtractor(model, CONFIG.dino_size, CONFIG.dino_frames).to(self.device)
+        """The image encoder as its training begins."""
+        return DinoExtractor(self.fresh("dino"), CONFIG.dino_size, CONFIG.dino_frames).to(self.device)
 
     def untrained_vlm(self) -> QwenLatentExtractor:
-        """A fresh clip encoder."""
-        tower = build_vlm(ARCHITECTURE["vlm"]).to(self.device)
-        return QwenLatentExtractor(tower, CONFIG.vlm_size, CONFIG.vlm_frames).to(self.device)
+        """The clip encoder as its training begins."""
+        return QwenLatentExtractor(self.fresh("vlm"), CONFIG.vlm_size, CONFIG.vlm_frames).to(self.device)
 
     def untrained_conditioning(self) -> ConditioningEncoder:
         """A fresh conditioning encoder."""
@@ -197,13 +244,14 @@ class NanoTraining:
         """A stage's steps at the configured length."""
         return max(1, round(STAGES[stage].steps * self.config.length))
 
-    def fit(self, stage: str, task: nn.Module) -> bool:
-        """Run the loop with the stage's preset; False where the time ran out."""
-        preset = STAGES[stage]
+    def fit(self, stage: str, task: nn.Module, preset: StagePreset | None = None) -> bool:
+        """Run the loop; False where the time ran out. Only the rates of a stage's own preset are scaled."""
+        rate = self.config.rate if preset is None else 1.0
+        preset = preset or STAGES[stage]
         loop = LoopConfig(
-            steps=self.steps(stage),
-            muon_rate=preset.muon_rate,
-            adamw_rate=preset.adamw_rate,
+            steps=max(1, round(preset.steps * self.config.length)),
+            muon_rate=rate * preset.muon_rate,
+            adamw_rate=rate * preset.adamw_rate,
         )
         adamw: tuple[str, ...] = task.ADAMW  # type: ignore[assignment]
         loss: Callable[[], dict[str, Tensor]] = task
@@ -218,12 +266,14 @@ class NanoTraining:
         partial.replace(path)
         return True
 
-    def load(self, stage: str, module: Any) -> Any:
-        """Read a finished stage into `module`; raises ValueError when the stage has not been trained."""
+    def load(self, stage: str) -> Any:
+        """A finished stage's module, or the starting stack's; raises ValueError where there is neither."""
         path = self.weights(stage)
-        if not path.exists():
+        if not path.exists() and self.start is None:
             raise ValueError(f"{path} is missing: train stage {stage!r} first")
-        load_model(module, str(path))
+        module = self.fresh(stage)
+        if path.exists():
+            load_model(module, str(path))
         return module
 
 

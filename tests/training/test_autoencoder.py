@@ -6,7 +6,13 @@ import torch
 from foresight.models.architectures import build_vae
 from foresight.models.latents import LTXLatentExtractor
 from foresight.models.presets import ARCHITECTURES
-from foresight.training.autoencoder import LOGVAR_START, AutoencoderTask, initialise, measure_latents
+from foresight.training.autoencoder import (
+    LOGVAR_START,
+    AutoencoderTask,
+    DecoderTask,
+    initialise,
+    measure_latents,
+)
 from foresight.training.clips import ClipPool
 
 
@@ -48,3 +54,13 @@ def test_the_task_reports_quality_and_trains_both_halves(vae: torch.nn.Module, p
     assert 0 < scalars["psnr_db"] < 30
     assert vae.encoder.conv_in.conv.weight.grad is not None
     assert vae.decoder.conv_out.conv.weight.grad is not None
+
+
+def test_the_decoder_trains_alone_and_sees_the_encoders_latents(vae: torch.nn.Module, pool: ClipPool) -> None:
+    vae.encoder.requires_grad_(False)
+    vae.zero_grad()
+    scalars = DecoderTask(vae, pool, 2)()
+    scalars["loss"].backward()
+    assert vae.encoder.conv_in.conv.weight.grad is None
+    assert vae.decoder.conv_out.conv.weight.grad is not None
+    assert 0 < scalars["psnr_db"] < 30

@@ -57,3 +57,21 @@ def test_the_task_trains_both_networks() -> None:
     task()["loss"].backward()
     assert model.queries.grad is not None
     assert transformer.proj_in.weight.grad is not None
+
+
+def test_decoded_estimates_count_where_there_is_a_decoder() -> None:
+    torch.manual_seed(0)
+    seen: list[torch.Tensor] = []
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        seen.append(latents)
+        return latents
+
+    transformer, model = build_transformer(TINY), encoder()
+    clips = torch.randn(8, 128, 2, 2, 3)
+    task = VelocityTask(transformer, model, lambda batch: clips[:batch], 8, 24.0, decode)
+    scalars = {name: value.detach() for name, value in task().items()}
+    wanted, estimate = (latents.detach() for latents in seen)
+    torch.testing.assert_close(wanted, clips[:2])
+    torch.testing.assert_close(scalars["at_one"], (estimate - wanted).square().mean())
+    assert scalars["loss"] > scalars["decoded"] > 0

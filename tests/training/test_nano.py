@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from foresight.adapters import load_adapter
 from foresight.models.stack import Stack
@@ -27,3 +28,26 @@ def test_a_stage_without_its_forerunner_is_refused(tmp_path: Path) -> None:
     config = NanoConfig(run=tmp_path, device="cpu", pool=2, length=1e-6, batch=2, stages=("latent_10m",))
     with pytest.raises(ValueError, match="train stage 'vlm' first"):
         NanoTraining(config).run()
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_a_finished_stack(tmp_path: Path) -> None:
+    config = NanoConfig(
+        run=tmp_path,
+        start_from="nano",
+        stages=("decoder", "transformer", "conditioning_10m"),
+        device="cpu",
+        pool=16,
+        length=1e-6,
+        rate=1e-6,
+        batch=2,
+    )
+    assert NanoTraining(config).run()
+    old, new = Stack.load("nano"), Stack.load(str(tmp_path / "stack"))
+    assert new.fingerprint != old.fingerprint
+    video = torch.rand(1, 3, 9, 128, 192) * 2 - 1
+    latents = old.latent_extractor(video)
+    torch.testing.assert_close(new.latent_extractor(video), latents)
+    torch.testing.assert_close(new.decoder.decode(latents), old.decoder.decode(latents), atol=0.05, rtol=0)
+    assert not (tmp_path / "stack" / "adapters" / "latent_10m").exists()
+    load_adapter(new.adapter_folder("conditioning"), stack_fingerprint=new.fingerprint)
