@@ -88,7 +88,8 @@ def _attend_kernel(
             mask=valid[:, :, None],
             other=0.0,
         )
-        scores = tl.dot(q, k, input_precision="ieee") * scale
+        # A compiler that traces the launch passes floats in fp64, and all that they touch would follow.
+        scores = tl.dot(q, k, input_precision="ieee") * tl.cast(scale, tl.float32)
         scores = tl.where(valid[:, None, :], scores, -1.0e30)
         higher = tl.maximum(largest, tl.max(scores, axis=2))
         shares = tl.where(valid[:, None, :], tl.exp2(scores - higher[:, :, None]), 0.0)
@@ -139,7 +140,8 @@ def _make_query(
         result = tl.dot(a, w, result, input_precision="ieee")
         w = following
     mean = total / WIDTH
-    rstd = tl.rsqrt(tl.maximum(squares / WIDTH - mean * mean, 0.0, propagate_nan=tl.PropagateNan.ALL) + eps)
+    variance = tl.maximum(squares / WIDTH - mean * mean, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    rstd = tl.rsqrt(variance + tl.cast(eps, tl.float32))
     made = rstd[:, None] * (tl.sum(result, axis=0) - mean[:, None] * column_sums[None, :]) + shift[None, :]
     return made.to(w.dtype)
 

@@ -99,7 +99,8 @@ def _finish_rows(
     values = tl.load(x + rows[:, None] * DIM + depths[None, :], mask=valid, other=0.0).to(tl.float32)
     mean = tl.sum(values, axis=1) / DIM
     centred = tl.where(valid, values - mean[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / DIM + eps)
+    # In fp64 where a compiler traces the launch.
+    rstd = tl.rsqrt(tl.sum(centred * centred, axis=1) / DIM + tl.cast(eps, tl.float32))
     columns = tl.arange(0, WIDTH_PADDED)
     used = columns < WIDTH
     column_sums = tl.load(sums + columns, mask=used, other=0.0)

@@ -80,7 +80,9 @@ def _linear_kernel(
     summed = tl.sum(result, axis=0)
     if NORM:
         mean = total / DIM
-        rstd = tl.rsqrt(tl.maximum(squares / DIM - mean * mean, 0.0, propagate_nan=tl.PropagateNan.ALL) + eps)
+        variance = tl.maximum(squares / DIM - mean * mean, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        # In fp64 where a compiler traces the launch.
+        rstd = tl.rsqrt(variance + tl.cast(eps, tl.float32))
         summed = rstd[:, None] * (summed - mean[:, None] * column_sums[None, :])
     summed += shift[None, :]
     if GELU:
