@@ -37,7 +37,7 @@ def models() -> Callable[[str], LoadedModels]:
 
 @pytest.fixture(autouse=True)
 def _loaded_once(models: Callable[[str], LoadedModels], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "_load", lambda options, **_: models(options.mode))
+    monkeypatch.setattr(job, "_load", lambda options, **_: models(options.mode or "conditioning"))
 
 
 def run(*arguments: object) -> int:
