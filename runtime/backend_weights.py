@@ -88,6 +88,7 @@ class FusedBackend:
             each for each in buckets if (each.batch, each.dino_tokens) == (first.batch, first.dino_tokens)
         ]
         try:
+            # One replica: a command and a server call from one thread, on one stream; another stream is refused.
             self._prepared: PreparedAdapter | None = prepare(
                 adapter,
                 device,
