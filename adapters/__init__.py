@@ -4,7 +4,7 @@ from foresight.adapters.adapter import Adapter
 from foresight.adapters.body import AdapterBody
 from foresight.adapters.bottleneck import BottleneckAdapter
 from foresight.adapters.build import build_adapter
-from foresight.adapters.checkpoint import load_adapter, save_adapter
+from foresight.adapters.checkpoint import load_adapter, read_adapter_config, save_adapter
 from foresight.adapters.config import AdapterConfig, Grid
 from foresight.adapters.cross_attention import CrossAttentionAdapter
 from foresight.adapters.engine_cuda import cuda_driver_refusal
@@ -72,6 +72,7 @@ __all__ = [
     "load_engine_adapter",
     "open_aoti",
     "open_onnx",
+    "read_adapter_config",
     "read_bare_plan",
     "save_adapter",
     "tensorrt_version",

@@ -20,7 +20,7 @@ from foresight.adapters.build import build_adapter
 from foresight.adapters.config import AdapterConfig
 from foresight.adapters.errors import AdapterError
 
-__all__ = ["FORMAT_VERSION", "load_adapter", "save_adapter"]
+__all__ = ["FORMAT_VERSION", "load_adapter", "read_adapter_config", "save_adapter"]
 
 FORMAT_VERSION = 1
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
@@ -101,6 +101,12 @@ def load_adapter(
     weights = {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}
     adapter.load_state_dict(weights, assign=True)
     return adapter.eval()
+
+
+def read_adapter_config(folder: str | Path) -> AdapterConfig:
+    """Read what the adapter in `folder` is, without its weights; raises AdapterError as `load_adapter` does."""
+    folder = Path(folder)
+    return _read_configuration(folder, _read_config(folder))
 
 
 def _storable(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""What runs an engine's adapter is to the pipeline: called like the adapter, whatever it was compiled to."""
+"""What runs an adapter is to the pipeline: called like the adapter, whatever it was compiled to."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendDescription:
-    """What a backend is: `member` of the engine it runs, `buckets` are the only shapes that it takes."""
+    """What a backend is: `buckets` are the only shapes that it takes, `member` is what it runs of an engine."""
 
     name: BackendName
-    member: str
     device: str
     dtype: str
+    member: str = ""
     buckets: tuple[EngineBucket, ...] = ()
     detail: str = ""
 
     def __str__(self) -> str:
-        detail = f", {self.detail}" if self.detail else ""
-        return f"{self.name} ({self.member}, {self.dtype} on {self.device}{detail})"
+        parts = (self.member, f"{self.dtype} on {self.device}", self.detail)
+        return f"{self.name} ({', '.join(part for part in parts if part)})"
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """An adapter that is ready to run on `device`; `dtype` is what it takes without a conversion."""
+    """An adapter that is ready to run on `device`; it takes contiguous features of `dtype`."""
 
     config: AdapterConfig
     device: torch.device

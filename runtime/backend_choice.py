@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +12,7 @@ import torch
 from foresight.adapters import (
     ENGINE_INPUTS,
     ENGINE_OUTPUT,
+    WEIGHTS,
     AdapterConfig,
     EngineBucket,
     EngineDamagedError,
@@ -30,13 +31,14 @@ from foresight.runtime.backend import BACKENDS, Backend, BackendName
 from foresight.runtime.backend_compiled import CompiledBackend, open_compiled
 from foresight.runtime.backend_weights import EagerBackend, FusedBackend, fused_refusal
 
-__all__ = ["open_backend"]
+__all__ = ["first_that_runs", "open_backend"]
 
 _LOG = logging.getLogger(__name__)
-# As measured (bench/backends.py): on a CPU the compiled members are ahead of the packed weights. On a GPU compiled
-# members were compared with eager when they were made; the fused graph runs by name until it has been measured there.
+# On a CPU as measured (bench/backends.py): the compiled members are ahead of the packed weights. On a GPU, until it is
+# measured there, by what they do: a plan was tuned for that GPU, the fused graph is one replay a call, and a package
+# starts the same kernels one by one.
 _ORDER: Mapping[str, tuple[BackendName, ...]] = {
-    "cuda": ("tensorrt", "aoti", "eager", "fused"),
+    "cuda": ("tensorrt", "fused", "aoti", "eager"),
     "cpu": ("aoti", "onnx", "fused", "eager"),
 }
 
@@ -50,13 +52,14 @@ def open_backend(
     backend: BackendName | None = None,
     expected_sha256: str | None = None,
     plan_config: AdapterConfig | None = None,
+    shape: EngineBucket | None = None,
 ) -> Backend:
     """The backend of an engine, prepared: the best that can run here, or the one that is named.
 
     `dtype` is what the pipeline computes in; a compiled member of another one is only taken when its backend is
-    named. A bare TensorRT plan is taken as an adapter of
-    `plan_config`. The choice is logged in one line. Raises EngineError, one line: for an engine that is damaged
-    or of another stack, and for a named backend that cannot run.
+    named. A bare TensorRT plan is taken as an adapter of `plan_config`. The fused kernels, which the weights alone
+    suffice for, are prepared for `shape` in place of the engine's buckets. The choice is logged in one line. Raises
+    EngineError, one line: for an engine that is damaged or of another stack, and for a named backend that cannot run.
     """
     if backend is not None and backend not in get_args(BackendName):
         raise EngineError(f"backend {backend!r}: must be one of {', '.join(BACKENDS)}")
@@ -65,39 +68,60 @@ def open_backend(
     with EngineFile(path, expected_sha256=expected_sha256) as engine:
         engine.check_stack(stack_fingerprint)
         engine.verify()
-        reasons: list[str] = []
-        for name in (backend,) if backend else _ORDER[device.type]:
-            try:
-                chosen = _open(name, engine, device, dtype, named=backend is not None)
-                chosen.prepare()
-            except EngineDamagedError:
-                raise
-            except EngineError as error:
-                reasons.append(f"{name}: {str(error).removeprefix(f'{path}: ')}")
-                continue
-            return _logged(chosen, path, reasons)
-    raise EngineError(f"{path}: cannot be run here ({'; '.join(reasons)})")
+        buckets = engine.manifest.buckets if shape is None else (shape,)
+
+        def opened(name: BackendName) -> Backend:
+            return _open(name, engine, device, dtype, buckets, named=backend is not None)
+
+        return first_that_runs(path, (backend,) if backend else _ORDER[device.type], opened)
 
 
-def _logged(backend: Backend, path: str | Path, reasons: list[str]) -> Backend:
+def first_that_runs(
+    what: str | Path, names: Sequence[BackendName], opened: Callable[[BackendName], Backend]
+) -> Backend:
+    """The first of the backends that `opened` makes and that can be prepared, which is logged in one line.
+
+    Raises EngineError, one line, where none of them runs `what`, and EngineDamagedError as soon as one does.
+    """
+    reasons: list[str] = []
+    for name in names:
+        try:
+            chosen = opened(name)
+            chosen.prepare()
+        except EngineDamagedError:
+            raise
+        except EngineError as error:
+            reasons.append(f"{name}: {str(error).removeprefix(f'{what}: ')}")
+            continue
+        return _logged(chosen, what, reasons)
+    raise EngineError(f"{what}: cannot be run here ({'; '.join(reasons)})")
+
+
+def _logged(backend: Backend, what: str | Path, reasons: list[str]) -> Backend:
     passed_over = f"; passed over {'; '.join(reasons)}" if reasons else ""
-    _LOG.info("%s: backend %s%s", path, backend.describe(), passed_over)
+    _LOG.info("%s: backend %s%s", what, backend.describe(), passed_over)
     return backend
 
 
 def _open(
-    name: BackendName, engine: EngineFile, device: torch.device, dtype: torch.dtype, *, named: bool
+    name: BackendName,
+    engine: EngineFile,
+    device: torch.device,
+    dtype: torch.dtype,
+    buckets: tuple[EngineBucket, ...],
+    *,
+    named: bool,
 ) -> Backend:
     config = engine.manifest.adapter
     if name == "eager":
-        return EagerBackend(load_engine_adapter(engine, device=device, dtype=dtype))
+        return EagerBackend(load_engine_adapter(engine, device=device, dtype=dtype), member=WEIGHTS)
     if name == "fused":
         refusal = fused_refusal(config)
         if refusal is not None:
             raise EngineError(refusal)
         # In fp32, because the kernels' form is folded from them and rounded once.
         adapter = load_engine_adapter(engine)
-        return FusedBackend(adapter, device, dtype, engine.manifest.buckets)
+        return FusedBackend(adapter, device, dtype, buckets, member=WEIGHTS)
     members = _usable_members(name, engine, device)
     kind = str(dtype).removeprefix("torch.")
     fitting = [member for member in members if member.dtype == kind]

@@ -1,26 +1,32 @@
-"""The backends that need nothing but an engine's weights: the fused kernels, and eager PyTorch."""
+"""The backends that need nothing but an adapter's weights: the fused kernels, and eager PyTorch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from foresight.adapters import WEIGHTS, Adapter, AdapterConfig, EngineBucket, EngineError, Grid
+from foresight.adapters import Adapter, AdapterConfig, EngineBucket, EngineError, Grid
 from foresight.runtime.backend import BackendDescription
+from foresight.runtime.device import is_device_fault
 from foresight.runtime.prepared import PreparedAdapter, prepare
 
 __all__ = ["EagerBackend", "FusedBackend", "fused_refusal"]
 
 _FUSED = ("query", "cross_attention")
+_LONGEST_REASON = 200
 
 
 class EagerBackend:
-    """The adapter itself; on CUDA and on the CPU, for every architecture and shape."""
+    """The adapter itself; on CUDA and on the CPU, for every architecture and shape.
 
-    def __init__(self, adapter: Adapter) -> None:
+    `member` is what of an engine its weights are.
+    """
+
+    def __init__(self, adapter: Adapter, *, member: str = "") -> None:
         parameter = next(adapter.parameters())
         self.config, self.device, self.dtype = adapter.config, parameter.device, parameter.dtype
         self._adapter: Adapter | None = adapter
+        self._member = member
 
     def prepare(self) -> None:
         """Nothing is left to do."""
@@ -54,26 +60,35 @@ class EagerBackend:
     def describe(self) -> BackendDescription:
         """What this backend is."""
         dtype = str(self.dtype).removeprefix("torch.")
-        return BackendDescription(name="eager", member=WEIGHTS, device=str(self.device), dtype=dtype)
+        return BackendDescription(name="eager", member=self._member, device=str(self.device), dtype=dtype)
 
 
 class FusedBackend:
     """The adapter on the project's kernels, prepared for the buckets; one CUDA-graph replay a call on a GPU.
 
-    Raises EngineError for an architecture, dtype or bucket that they do not serve.
+    `adapter` has its weights in fp32 and on the CPU, from where they are packed for `device`. `member` is what
+    of an engine they are. Raises EngineError for an architecture, dtype or bucket that the kernels do not serve,
+    and where they cannot be compiled.
     """
 
     def __init__(
-        self, adapter: Adapter, device: torch.device, dtype: torch.dtype, buckets: tuple[EngineBucket, ...]
+        self,
+        adapter: Adapter,
+        device: torch.device,
+        dtype: torch.dtype,
+        buckets: tuple[EngineBucket, ...],
+        *,
+        member: str = "",
     ) -> None:
         self.config: AdapterConfig = adapter.config
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self._member = device, dtype, member
         # Prepared for one number of clips and one of DINO's tokens: those of the smallest bucket.
         first = min(buckets)
         alike = [
             each for each in buckets if (each.batch, each.dino_tokens) == (first.batch, first.dino_tokens)
         ]
         try:
+            # One replica: a command and a server call from one thread, on one stream; another stream is refused.
             self._prepared: PreparedAdapter | None = prepare(
                 adapter,
                 device,
@@ -82,8 +97,11 @@ class FusedBackend:
                 dino_tokens=first.dino_tokens,
                 batch=first.batch,
             )
-        except ValueError as error:
-            raise EngineError(f"the fused kernels cannot serve it: {error}") from error
+        # Compiling kernels fails in many ways (no C compiler, a GPU that is too old), each with an error of its own.
+        except Exception as error:
+            if is_device_fault(error):
+                raise
+            raise EngineError(f"the fused kernels cannot serve it: {_reason(error)}") from error
         self._path = self._prepared.report().path
 
     def prepare(self) -> None:
@@ -117,7 +135,7 @@ class FusedBackend:
         """What this backend is."""
         dtype = str(self.dtype).removeprefix("torch.")
         return BackendDescription(
-            name="fused", member=WEIGHTS, device=str(self.device), dtype=dtype, detail=self._path
+            name="fused", member=self._member, device=str(self.device), dtype=dtype, detail=self._path
         )
 
 
@@ -126,3 +144,9 @@ def fused_refusal(config: AdapterConfig) -> str | None:
     if config.architecture not in _FUSED:
         return f"there are no fused kernels for the architecture {config.architecture}"
     return None
+
+
+def _reason(error: Exception) -> str:
+    # Triton's messages quote whole kernels.
+    message = " ".join(str(error).split())[:_LONGEST_REASON]
+    return message if isinstance(error, ValueError) else f"{type(error).__name__}: {message}"

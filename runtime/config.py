@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
-__all__ = ["BackendChoice", "Mode", "OutputSize", "PipelineConfig"]
+from foresight.runtime.errors import ReconstructError
+
+__all__ = ["BackendChoice", "Mode", "OutputSize", "PipelineConfig", "check_backend"]
 
 Mode = Literal["conditioning", "latent"]
 OutputSize = Literal["source", "model"]
 BackendChoice = Literal["tensorrt", "fused", "aoti", "onnx", "eager"]
-"""What can run an engine; `foresight.runtime.backend_choice` says in which order they are tried."""
+"""What can run an adapter; `foresight.runtime.backend_choice` says in which order they are tried."""
+_FROM_WEIGHTS: tuple[BackendChoice, ...] = ("fused", "eager")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,16 +23,13 @@ class PipelineConfig:
 
     `mode` says what the adapter speaks to: "conditioning" to the transformer, which then denoises in `steps`
     Euler steps from noise of `seed`, "latent" straight to the video decoder. `size` is that of the output:
-    "source", or "model" for the picture inside the model's frame. `in_flight` chunks at most are on the
-    device before the first of them is waited for (a CPU finishes one before it begins the next). Raises
-    ValueError.
+    "source", or "model" for the picture inside the model's frame. Raises ValueError.
     """
 
     mode: Mode = "conditioning"
     steps: int = 4
     seed: int = 0
     size: OutputSize = "source"
-    in_flight: int = 2
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -39,5 +40,16 @@ class PipelineConfig:
             raise ValueError(f"steps {self.steps}: must be at least 1")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed {self.seed}: must be from 0 to 2^63 - 1")
-        if self.in_flight < 1:
-            raise ValueError(f"in_flight {self.in_flight}: must be at least 1 chunk")
+
+
+def check_backend(backend: BackendChoice | None, adapter: Path | None) -> None:
+    """Raise ReconstructError for a backend that runs what only an engine holds, where `adapter` is none."""
+    if backend is None or backend in _FROM_WEIGHTS:
+        return
+    if adapter is None:
+        raise ReconstructError(f"backend {backend!r}: runs an engine; give one with --adapter")
+    if adapter.is_dir():
+        others = " or ".join(_FROM_WEIGHTS)
+        raise ReconstructError(
+            f"backend {backend!r}: runs an engine, {adapter} is a checkpoint folder ({others})"
+        )

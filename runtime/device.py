@@ -1,4 +1,4 @@
-"""Which device the models run on."""
+"""Which device the models run on, and whether it has failed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from foresight.runtime.errors import ReconstructError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_device_name", "find_device"]
+__all__ = ["check_device_name", "find_device", "is_device_fault"]
 
 _NAMES = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -39,3 +39,8 @@ def find_device(name: str) -> torch.device:
             raise ReconstructError(f"device {name}: torch sees {count} CUDA devices here; use auto or cpu")
         device = torch.device("cuda", device.index or 0)
     return device
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Whether an error says that the GPU cannot be used any more by this process."""
+    return "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError"

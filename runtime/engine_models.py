@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,19 +16,16 @@ from foresight.models.presets import StackConfig
 from foresight.runtime.chunks import Chunk
 from foresight.runtime.config import Mode, PipelineConfig
 from foresight.runtime.libraries import import_libraries
-from foresight.runtime.server_options import ServeError, ServeOptions
+from foresight.runtime.server_options import ServeOptions
 
 # What imports torch is imported where it is used: the server answers /health while that goes on.
 if TYPE_CHECKING:
-    import torch
-
-    from foresight.adapters import Adapter
     from foresight.models.stack import Stack
     from foresight.runtime.backend import Backend
     from foresight.runtime.pipeline import Pipeline, ReconstructedChunk
     from foresight.runtime.timing import StageClock
 
-__all__ = ["ChunkPipeline", "EngineModels", "ServedModels", "is_device_fault", "load_served_models"]
+__all__ = ["ChunkPipeline", "EngineModels", "ServedModels", "load_served_models"]
 
 _LOG = logging.getLogger(__name__)
 _MODES: tuple[Mode, ...] = ("conditioning", "latent")
@@ -72,12 +69,11 @@ class EngineModels(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModels:
-    """A stack and its adapters, or the engine in their place, by the mode in which they speak."""
+    """A stack and what runs its adapters, or the one in their place, by the mode in which they speak."""
 
     stack: Stack
-    translators: Mapping[Mode, Adapter | Backend]
+    translators: Mapping[Mode, Backend]
     adapter: str
-    backend: str
 
     @property
     def config(self) -> StackConfig:
@@ -88,6 +84,11 @@ class ServedModels:
     def modes(self) -> tuple[Mode, ...]:
         """What adapters there are, "conditioning" before "latent"."""
         return tuple(self.translators)
+
+    @property
+    def backend(self) -> str:
+        """What runs the adapters; named once where it is the same for all."""
+        return "; ".join(dict.fromkeys(str(each.describe()) for each in self.translators.values()))
 
     def pipeline(self, config: PipelineConfig) -> Pipeline:
         """A pipeline for one request."""
@@ -106,11 +107,9 @@ class ServedModels:
         }
 
     def close(self) -> None:
-        """Let go of an engine's backend."""
+        """Let go of the backends."""
         for translator in self.translators.values():
-            close = getattr(translator, "close", None)
-            if callable(close):
-                close()
+            translator.close()
 
 
 def load_served_models(options: ServeOptions, *, own_process: bool = False) -> ServedModels:
@@ -121,18 +120,12 @@ def load_served_models(options: ServeOptions, *, own_process: bool = False) -> S
     """
     if own_process:
         import_libraries()
-    from foresight.runtime.device import find_device
-    from foresight.runtime.loading import default_dtype
-
-    place = find_device(options.device)
-    dtype = default_dtype(place)
-    if options.adapter is None:
-        models = _load_own_adapters(options, place, dtype)
-    else:
-        models = _load_adapter(options, options.adapter, place, dtype)
+    models = (
+        _load_own_adapters(options) if options.adapter is None else _load_adapter(options, options.adapter)
+    )
     for mode in models.modes:
         warm_up(models, PipelineConfig(mode=mode))
-    _LOG.info("%s on %s: adapter %s, backend %s", models.config.name, place, models.adapter, models.backend)
+    _LOG.info("%s: adapter %s, backend %s", models.config.name, models.adapter, models.backend)
     return models
 
 
@@ -146,50 +139,31 @@ def warm_up(models: EngineModels, config: PipelineConfig) -> None:
         continue
 
 
-def is_device_fault(error: BaseException) -> bool:
-    """Whether an error says that the GPU cannot be used any more by this process."""
-    return "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError"
+def _load_own_adapters(options: ServeOptions) -> ServedModels:
+    from foresight.runtime.loading import load_models, load_own_adapter
+
+    random, backend = options.random_weights, options.backend
+    first = load_models(options.stack, device=options.device, random_weights=random, backend=backend)
+    stack, translators = first.stack, {first.mode: first.adapter}
+    if random or stack.adapter_folder("latent").is_dir():
+        device, dtype = first.adapter.device, first.adapter.dtype
+        translators["latent"], _ = load_own_adapter(
+            stack, "latent", device=device, dtype=dtype, random_weights=random, backend=backend
+        )
+    return ServedModels(stack=stack, translators=translators, adapter=first.adapter_name)
 
 
-def _load_own_adapters(options: ServeOptions, place: torch.device, dtype: torch.dtype) -> ServedModels:
+def _load_adapter(options: ServeOptions, path: Path) -> ServedModels:
     from foresight.runtime.loading import load_models
 
-    if options.backend not in (None, "eager"):
-        raise ServeError(f"backend {options.backend}: is for an engine; give one with --adapter")
-    name = options.stack
-    first = load_models(name, device=str(place), random_weights=options.random_weights)
-    translators: dict[Mode, Adapter | Backend] = {"conditioning": first.adapter}
-    if options.random_weights:
-        from foresight.runtime.loading import untrained_adapter
-
-        translators["latent"] = untrained_adapter(first.stack, "latent").to(place, dtype)
-    elif (folder := first.stack.adapter_folder("latent")).is_dir():
-        from foresight.adapters import load_adapter
-
-        fingerprint = first.stack.fingerprint
-        translators["latent"] = load_adapter(folder, stack_fingerprint=fingerprint, device=place, dtype=dtype)
-    return ServedModels(
-        stack=first.stack, translators=translators, adapter=first.adapter_name, backend="eager"
-    )
-
-
-def _load_adapter(options: ServeOptions, path: Path, place: torch.device, dtype: torch.dtype) -> ServedModels:
-    from foresight.models.stack import Stack
-    from foresight.runtime.translators import describe_translator, load_translator
-
-    random = options.random_weights
-    stack = Stack.load(options.stack, device=place, dtype=dtype, random_weights=random)
-    translator = load_translator(
-        path,
-        stack,
-        device=place,
-        dtype=dtype,
+    models = load_models(
+        options.stack,
+        device=options.device,
+        random_weights=options.random_weights,
+        adapter=path,
         backend=options.backend,
         engine_sha256=options.engine_sha256,
     )
     return ServedModels(
-        stack=stack,
-        translators={cast(Mode, translator.config.mode): translator},
-        adapter=path.name,
-        backend=describe_translator(translator),
+        stack=models.stack, translators={models.mode: models.adapter}, adapter=models.adapter_name
     )

@@ -16,7 +16,8 @@ from enum import StrEnum
 from typing import Any
 
 from foresight.runtime.background import ReadAhead, WriteBehind
-from foresight.runtime.engine_models import ChunkPipeline, EngineModels, is_device_fault
+from foresight.runtime.device import is_device_fault
+from foresight.runtime.engine_models import ChunkPipeline, EngineModels
 from foresight.runtime.ledger import Ledger
 from foresight.runtime.metrics import Metrics
 from foresight.runtime.outbox import ClientStalledError

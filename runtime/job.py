@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -14,9 +14,8 @@ from foresight.models.presets import StackConfig
 from foresight.models.sigmas import sigma_schedule
 from foresight.models.stack_file import load_config
 from foresight.runtime.background import ReadAhead, WriteBehind
-from foresight.runtime.config import OutputSize, PipelineConfig
+from foresight.runtime.config import OutputSize, PipelineConfig, check_backend
 from foresight.runtime.device import check_device_name
-from foresight.runtime.errors import ReconstructError
 from foresight.runtime.libraries import import_libraries
 from foresight.runtime.options import ReconstructOptions
 from foresight.runtime.outputs import Outputs, check_paths
@@ -45,13 +44,12 @@ def reconstruct(options: ReconstructOptions, *, own_process: bool = False) -> Re
     the job does not need. Raises ValueError (ClipError, AdapterError, ReconstructError) in one line for what
     the user can mend; no output is left then.
     """
-    config = PipelineConfig(mode=options.mode, steps=options.steps, seed=options.seed, size=options.size)
+    config = PipelineConfig(steps=options.steps, seed=options.seed, size=options.size)
     check_device_name(options.device)
     stack_config = load_config(options.stack)
     sigma_schedule(stack_config, options.steps)
     check_paths(options)
-    if options.adapter is None and options.backend is not None:
-        raise ReconstructError(f"backend {options.backend!r}: runs an engine; give one with --adapter")
+    check_backend(options.backend, options.adapter)
     with ClipReader(options.clip) as reader:
         size = _output_size(options.size, reader.info, stack_config)
         with Outputs(options, size=size, fps=reader.info.fps, audio=reader.info.has_audio) as outputs:
@@ -61,6 +59,7 @@ def reconstruct(options: ReconstructOptions, *, own_process: bool = False) -> Re
             from foresight.runtime.pipeline import Pipeline
             from foresight.runtime.quality import QualityMeter
 
+            config = replace(config, mode=models.mode)
             pipeline, meter = Pipeline(models.stack, models.adapter, config), QualityMeter()
             run = _run(reader, outputs, pipeline, meter)
             report = _report(options, reader.info, size, models, pipeline, meter, run, load_seconds)
@@ -156,7 +155,6 @@ def _report(
 
     from foresight.evaluation.environment import describe_hardware, find_commit, library_versions
     from foresight.runtime.timing import peak_gpu_memory_mb, peak_memory_mb
-    from foresight.runtime.translators import describe_translator
 
     timings = pipeline.clock.timings()
     quality = timings.pop("quality", None)
@@ -176,14 +174,14 @@ def _report(
         load_seconds=load_seconds,
         peak_memory_mb=peak_memory_mb(),
         peak_gpu_memory_mb=peak_gpu_memory_mb(pipeline.device),
-        mode=options.mode,
+        mode=models.mode,
         steps=options.steps,
         seed=options.seed,
         stack=models.stack.config.name,
         stack_fingerprint=models.stack.fingerprint,
         random_weights=options.random_weights,
         adapter=models.adapter_name,
-        backend=describe_translator(models.adapter),
+        backend=str(models.adapter.describe()),
         device=str(pipeline.device),
         dtype=str(pipeline.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),

@@ -29,8 +29,9 @@ class ReconstructOptions:
     report: Annotated[Path | None, tyro.conf.arg(metavar="REPORT.json")] = None
     """Also write what was measured: quality, time of every stage, memory, versions."""
 
-    mode: Mode = "conditioning"
-    """How the adapter speaks to the decoder: through the denoising transformer, or in latents."""
+    mode: Mode | None = None
+    """How the adapter speaks to the decoder: through the denoising transformer (conditioning, the default), or in
+    latents; an --adapter says so itself."""
 
     stack: Annotated[str, tyro.conf.arg(metavar="nano|full|FOLDER")] = "nano"
     """Which frozen models to use: the embedded small ones, the full-size ones, or those in a folder."""
@@ -39,7 +40,7 @@ class ReconstructOptions:
     """An engine file or a checkpoint folder in the place of the stack's own adapter."""
 
     backend: BackendChoice | None = None
-    """What runs an engine; by default the best that can here, which the log names."""
+    """What runs the adapter; by default the best that can here. Without an engine: fused or eager."""
 
     random_weights: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Do not load weights but draw them at random: right timings, meaningless pictures."""

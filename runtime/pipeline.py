@@ -21,11 +21,13 @@ from foresight.runtime.quality import QualityMeter
 from foresight.runtime.timing import StageClock
 
 if TYPE_CHECKING:
-    from foresight.adapters import Adapter
     from foresight.models.stack import Stack
     from foresight.runtime.backend import Backend
 
 __all__ = ["Pipeline", "ReconstructedChunk"]
+
+# A GPU works on the next chunk while the host takes the frames of the one before.
+_CHUNKS_IN_FLIGHT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,16 +40,16 @@ class ReconstructedChunk:
 
 
 class Pipeline:
-    """A stack and an adapter at work; a chunk depends on nothing but the clip, the seed and its index.
+    """A stack and what runs its adapter at work; a chunk depends on nothing but the clip, the seed and its index.
 
-    The adapter may be an engine's backend, which is called alike. Raises ValueError for an adapter of another
-    mode than the configuration's and for steps that the stack's schedule does not have.
+    Raises ValueError for an adapter of another mode than the configuration's and for steps that the stack's
+    schedule does not have.
     """
 
     def __init__(
         self,
         stack: Stack,
-        adapter: Adapter | Backend,
+        adapter: Backend,
         config: PipelineConfig,
         *,
         clock: StageClock | None = None,
@@ -68,7 +70,7 @@ class Pipeline:
         With `quality` every chunk is compared with its input at the model's size, borders left out.
         """
         waiting: deque[_Launched] = deque()
-        in_flight = self.config.in_flight if self.device.type == "cuda" else 1
+        in_flight = _CHUNKS_IN_FLIGHT if self.device.type == "cuda" else 1
         for chunk in split_into_chunks(batches, self.stack.config.num_frames):
             waiting.append(self._launch(chunk, quality))
             if len(waiting) == in_flight:
@@ -104,12 +106,14 @@ class Pipeline:
             return _Launched(chunk, frames)
 
     def _translate(self, vlm_pixels: Tensor, dino_pixels: Tensor) -> Tensor:
-        vlm, dino = self.stack.vlm, self.stack.dino
+        vlm, dino, dtype = self.stack.vlm, self.stack.dino, self.adapter.dtype
         with self.clock.stage("vlm"):
-            vlm_hidden_states = vlm(vlm_pixels)
+            vlm_hidden_states = vlm(vlm_pixels).to(dtype).contiguous()
         with self.clock.stage("dino"):
-            dino_hidden_states = dino(dino_pixels)
+            dino_hidden_states = dino(dino_pixels).to(dtype).contiguous()
         with self.clock.stage("adapter"):
+            # Perhaps a buffer that the next call overwrites. No copy is needed: it is read to the end by what is put
+            # on the same stream below, ahead of the next chunk, of whichever clip.
             translated: Tensor = self.adapter(
                 vlm_hidden_states, dino_hidden_states, vlm_grid=vlm.token_grid, dino_grid=dino.token_grid
             )

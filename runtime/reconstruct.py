@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from foresight.runtime.command_log import log_to_stderr
 from foresight.runtime.job import reconstruct
 from foresight.runtime.options import ReconstructOptions
 from foresight.runtime.report import Report
@@ -28,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # one that writes and whatever else runs on the machine: a busy machine is several times slower then.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        report = reconstruct(options, own_process=arguments is None)
+        with log_to_stderr(_NAME):
+            report = reconstruct(options, own_process=arguments is None)
     except KeyboardInterrupt:
         print(f"{_NAME}: interrupted, nothing was written", file=sys.stderr)
         return 130

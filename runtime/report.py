@@ -32,7 +32,8 @@ class Report:
         load_seconds: from the start of the command's work to models that are ready, imports included.
         peak_memory_mb: largest resident size of the process in MB (10^6 bytes).
         peak_gpu_memory_mb: most memory that torch had allocated on the GPU; None on a CPU.
-        backend: what ran the adapter: "eager", or an engine's backend and the member that it took.
+        mode: what the adapter speaks to.
+        backend: what ran the adapter: its name, dtype and device, and of an engine the member that it took.
         commit: the commit of the code where it is known.
         warnings: what was said on stderr, for instance that the clip was cut.
     """

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from foresight.runtime.config import BackendChoice
+from foresight.runtime.config import BackendChoice, check_backend
 from foresight.runtime.device import check_device_name
 
 __all__ = ["ServeError", "ServeOptions", "is_loopback"]
@@ -33,7 +33,7 @@ class ServeOptions:
     """Do not load weights but draw them at random: right timings, meaningless pictures."""
 
     backend: BackendChoice | None = None
-    """What runs an engine; by default the best that can here, which the log names."""
+    """What runs the adapter; by default the best that can here. Without an engine: fused or eager."""
 
     engine_sha256: Annotated[str | None, tyro.conf.arg(metavar="HEX")] = None
     """Serve the engine only if its file has this SHA-256."""
@@ -97,6 +97,7 @@ class ServeOptions:
             raise ServeError("engine_sha256: pins an engine; give one with --adapter")
         if self.adapter is not None and not self.adapter.exists():
             raise ServeError(f"{self.adapter}: there is no such engine or checkpoint folder")
+        check_backend(self.backend, self.adapter)
         if self.api_key is None and not self.allow_open_host and not is_loopback(self.host):
             raise ServeError(
                 f"host {self.host}: others can reach it; give --api-key, or --allow-open-host to serve anybody"

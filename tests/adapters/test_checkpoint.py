@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from foresight.adapters import Adapter, AdapterError, load_adapter, save_adapter
+from foresight.adapters import Adapter, AdapterError, load_adapter, read_adapter_config, save_adapter
 
 ALL = ["query", "cross_attention", "linear", "mlp", "bottleneck", "lora", "perceiver"]
 MakeAdapter = Callable[[str], Adapter]
@@ -66,6 +66,15 @@ def test_config_carries_what_others_need(small_adapter: MakeAdapter, tmp_path: P
     assert content["stack_fingerprint"] == "f"
     assert content["metrics"] == {"psnr_db": 29.5}
     assert content["foresight_version"]
+
+
+def test_the_configuration_is_read_without_the_weights(small_adapter: MakeAdapter, tmp_path: Path) -> None:
+    adapter = small_adapter("query")
+    save_adapter(adapter, tmp_path / "a", stack_fingerprint="nano-1")
+    (tmp_path / "a" / "model.safetensors").unlink()
+    assert read_adapter_config(tmp_path / "a") == adapter.config
+    with pytest.raises(AdapterError, match=r"is not an adapter, config\.json is missing"):
+        read_adapter_config(tmp_path)
 
 
 def test_loading_leaves_the_random_numbers_alone(folder: Path) -> None:

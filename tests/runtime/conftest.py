@@ -58,6 +58,7 @@ class Identity(nn.Module):
 
     token_grid = (1, 1, 1)
     config = SimpleNamespace(mode="latent", latent_channels=3)
+    dtype = torch.float32
 
     def __init__(self) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ from foresight.adapters import (
     build_adapter,
     write_engine,
 )
-from foresight.runtime import backend_choice
+from foresight.runtime import backend_choice, backend_weights
 from foresight.runtime.backend import Backend, BackendName
 from foresight.runtime.backend_choice import open_backend
 
@@ -127,6 +127,34 @@ def test_the_best_that_runs_here_is_taken_and_said_in_one_line(
     assert "backend onnx (model.onnx, float32 on cpu)" in message
     assert "passed over aoti: cpu.pt2 was made for riscv64" in message
     assert "\n" not in message
+
+
+def test_on_a_gpu_the_kernels_stand_between_a_plan_and_a_package(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise EngineError("no")
+
+    monkeypatch.setattr(backend_choice, "_open", refuse)
+    with pytest.raises(EngineError, match=r"\(tensorrt: no; fused: no; aoti: no; eager: no\)"):
+        opened(path, device=torch.device("cuda"))
+
+
+def test_the_kernels_are_prepared_for_the_shape_that_is_asked_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def prepare(_adapter: Adapter, _device: Any, _dtype: Any, tokens: list[int], **options: int) -> None:
+        asked.append((tokens, options))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(backend_weights, "prepare", prepare)
+    shape = EngineBucket(batch=1, vlm_tokens=96, dino_tokens=64)
+    for options in ({"shape": shape}, {}):
+        with pytest.raises(EngineError, match="cannot serve it: enough"):
+            opened(path, "fused", **options)
+    assert asked == [([96], {"dino_tokens": 64, "batch": 1}), ([24], {"dino_tokens": 16, "batch": 1})]
 
 
 def test_a_member_of_another_dtype_is_taken_only_by_name(path: Path, adapter: Adapter) -> None:

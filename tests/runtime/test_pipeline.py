@@ -5,10 +5,13 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from foresight.media import FrameBatch
 from foresight.runtime.config import PipelineConfig
@@ -82,6 +85,39 @@ def test_quality_counts_the_frames_of_the_clip_once_and_no_border(identity_stack
     list(Pipeline(identity_stack, identity, LATENT).stream([clip], quality=meter))
     assert meter.psnr_db == pytest.approx(20.0, abs=1e-3)
     assert 0.9 < (meter.ssim or 0) < 1
+
+
+class OneBuffer:
+    """A translator that answers in the same memory every time, and takes contiguous features of its dtype alone."""
+
+    config, dtype = SimpleNamespace(mode="latent"), torch.float32
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+
+    def __call__(self, vlm: Tensor, dino: Tensor, **_: Any) -> Tensor:
+        for features in (vlm, dino):
+            assert features.is_contiguous()
+            assert features.dtype == self.dtype
+        if self._buffer is None:
+            self._buffer = torch.empty_like(vlm)
+        return self._buffer.copy_(vlm)
+
+
+def test_a_translator_may_overwrite_its_last_answer(identity_stack: Any, identity: Any) -> None:
+    class Strided(type(identity)):  # type: ignore[misc]
+        def forward(self, states: Tensor) -> Tensor:
+            return states.double().mT.contiguous().mT
+
+    identity_stack.vlm = identity_stack.dino = Strided()
+    translator: Any = OneBuffer()
+    pipelines = [Pipeline(identity_stack, translator, LATENT) for _ in range(2)]
+    clips = [list(noisy_clip(25, (128, 192), batch)) for batch in (8, 5)]
+    # Two requests of one server take turns.
+    turns = zip(*(each.stream(clip) for each, clip in zip(pipelines, clips, strict=True)), strict=True)
+    for clip, chunks in zip(clips, zip(*turns, strict=True), strict=True):
+        frames = np.concatenate([chunk.batch.frames for chunk in chunks])
+        np.testing.assert_array_equal(frames, np.concatenate([batch.frames for batch in clip]))
 
 
 def test_an_adapter_of_the_other_mode_is_refused(identity_stack: Any, identity: Any) -> None:

@@ -37,7 +37,7 @@ def models() -> Callable[[str], LoadedModels]:
 
 @pytest.fixture(autouse=True)
 def _loaded_once(models: Callable[[str], LoadedModels], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "_load", lambda options, **_: models(options.mode))
+    monkeypatch.setattr(job, "_load", lambda options, **_: models(options.mode or "conditioning"))
 
 
 def run(*arguments: object) -> int:
@@ -225,4 +225,5 @@ def test_the_full_stack_on_a_gpu(
     assert main([str(argument) for argument in arguments]) == 0
     content = json.loads(report.read_text())
     assert (content["dtype"], content["frames"], content["stages"]["denoise"]["calls"]) == ("bfloat16", 9, 1)
+    assert content["backend"].startswith("fused (bfloat16 on cuda:0")
     assert read_clip(out)[0].shape == (9, 512, 768, 3)

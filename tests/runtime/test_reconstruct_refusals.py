@@ -153,6 +153,8 @@ def test_two_outputs_of_one_name(
     [
         (["--steps", "0"], "steps 0"),
         (["--backend", "onnx"], "backend 'onnx': runs an engine; give one with --adapter"),
+        (["--backend", "tensorrt"], "backend 'tensorrt': runs an engine; give one with --adapter"),
+        (["--backend", "aoti", "--adapter", "."], "backend 'aoti': runs an engine, . is a checkpoint folder"),
         (["--steps", "9", "--stack", "full"], "steps 9"),
         (["--seed", "-1"], "seed -1"),
         (["--device", "tpu"], "device 'tpu'"),

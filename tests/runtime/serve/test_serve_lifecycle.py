@@ -193,6 +193,8 @@ def wait_until_ready(process: subprocess.Popen[str], port: int) -> None:
     ("arguments", "message"),
     [
         (("--adapter", "there/is/no.engine"), "there/is/no.engine: there is no such engine"),
+        (("--backend", "aoti"), "backend 'aoti': runs an engine; give one with --adapter"),
+        (("--backend", "onnx", "--adapter", "."), "backend 'onnx': runs an engine, . is a checkpoint folder"),
         (("--stack", "mega"), "stack 'mega': no such stack"),
         (("--device", "tpu"), "device 'tpu'"),
         (("--port", "99999"), "port 99999"),

@@ -27,14 +27,21 @@ from foresight.adapters import (
 from foresight.media import ClipReader
 from foresight.runtime import job
 from foresight.runtime.config import PipelineConfig
-from foresight.runtime.engine_models import load_served_models
+from foresight.runtime.engine_models import ServedModels, load_served_models
 from foresight.runtime.frame_records import END, ERROR, FRAME, FRAMES_TYPE, encode_jpeg, read_records
-from foresight.runtime.loading import LoadedModels
+from foresight.runtime.loading import LoadedModels, untrained_adapter
 from foresight.runtime.reconstruct import main
 from foresight.runtime.server_options import ServeOptions
 
 MakeClip = Callable[..., Path]
 Serve = Callable[..., Any]
+
+
+class SharedModels(ServedModels):
+    """Models that outlive the servers of one test."""
+
+    def close(self) -> None:
+        """The next test goes on with them."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,7 @@ def nano() -> Any:
     torch.set_num_threads(1)
     models = load_served_models(ServeOptions(random_weights=True, device="cpu"))
     torch.set_num_threads(threads)
-    return models
+    return SharedModels(stack=models.stack, translators=models.translators, adapter=models.adapter)
 
 
 def read_clip(source: Path | bytes) -> np.ndarray:
@@ -208,10 +215,10 @@ def test_a_cut_stream_of_records_is_noticed() -> None:
 
 def test_an_adapter_of_its_own_serves_its_mode_alone(nano: Any, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
-    save_adapter(nano.translators["latent"], folder, stack_fingerprint=nano.stack.fingerprint)
+    save_adapter(untrained_adapter(nano.stack, "latent"), folder, stack_fingerprint=nano.stack.fingerprint)
     options = ServeOptions(random_weights=True, device="cpu", adapter=folder)
     models = load_served_models(options)
-    assert (models.modes, models.adapter, models.backend) == (("latent",), "mine", "eager")
+    assert (models.modes, models.adapter, models.backend) == (("latent",), "mine", nano.backend)
     assert SimpleNamespace(**models.describe()).stack_fingerprint == nano.stack.fingerprint
 
 
@@ -219,7 +226,7 @@ def test_an_adapter_of_its_own_serves_its_mode_alone(nano: Any, tmp_path: Path) 
 def test_an_engine_serves_the_frames_that_the_command_makes_with_it(
     backend: Any, nano: Any, serve: Serve, make_clip: MakeClip, tmp_path: Path
 ) -> None:
-    adapter, engine = nano.translators["conditioning"], tmp_path / "adapter_10m.engine"
+    adapter, engine = untrained_adapter(nano.stack, "conditioning"), tmp_path / "adapter_10m.engine"
     save_file({name: each.contiguous() for name, each in adapter.state_dict().items()}, tmp_path / "w")
     weights = MemberSource(
         name=WEIGHTS, path=tmp_path / "w", dtype="float32", target=EngineTarget(kind="weights")
