@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,26 @@ def test_fingerprints_tell_weights_and_configurations_apart(
     other = save_stack(tmp_path / "other", CONFIG, dino_arch=DINO, dtype=torch.float32, **changed)
     prints = {fingerprint, Stack.load(slower).fingerprint, Stack.load(other).fingerprint}
     assert len(prints) == 3
+
+
+def test_a_part_of_the_hub_is_known_by_its_revision_and_told_by_its_weights(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    folder, cached = tmp_path / "stack", tmp_path / "models--owner--vlm"
+    shutil.copytree(saved, folder)
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "v1").write_text("c" * 40)
+    (cached / "snapshots").mkdir()
+    (folder / "vlm").rename(cached / "snapshots" / ("c" * 40))
+    _write_config(folder, vlm="owner/vlm@v1")
+    stack = Stack.load(folder)
+    assert stack.hub_parts == {"vlm": "owner/vlm@v1"}
+    local = Stack.load(saved)
+    assert (stack.fingerprint, local.hub_parts) == (local.fingerprint, {})
 
 
 def test_saving_again_replaces_the_models_and_keeps_the_adapters(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,6 +205,12 @@ def test_a_cut_stream_of_records_is_noticed() -> None:
         list(read_records(BytesIO(b"\0\0")))
     with pytest.raises(ValueError, match="is not application/x-foresight-frames"):
         list(read_records(BytesIO(b"<html>")))
+
+
+def test_it_says_which_parts_came_from_the_hub(nano: Any) -> None:
+    assert nano.describe()["hub_parts"] == {}
+    pinned = {"vlm": "owner/name@v1"}
+    assert replace(nano, stack=replace(nano.stack, hub_parts=pinned)).describe()["hub_parts"] == pinned
 
 
 def test_an_adapter_of_its_own_serves_its_mode_alone(nano: Any, tmp_path: Path) -> None:
