@@ -19,7 +19,7 @@ from foresight.models.architectures import (
 )
 from foresight.models.dino import DinoExtractor
 from foresight.models.errors import StackError
-from foresight.models.fingerprint import stack_fingerprint
+from foresight.models.fingerprint import random_fingerprint, stack_fingerprint
 from foresight.models.loading import load_dino, load_transformer, load_vae, load_vlm
 from foresight.models.presets import ARCHITECTURES, StackConfig
 from foresight.models.repository import HubRepository, Location, locate
@@ -75,7 +75,7 @@ class Stack:
         folder = stack_folder(name_or_folder)
         if random_weights:
             modules = _random_modules(config, device, dtype)
-            return cls._assemble(config, modules, f"{config.name}-random", folder, {})
+            return cls._assemble(config, modules, random_fingerprint(config), folder, {})
         # Everything is located before anything is read: a missing part should not cost minutes.
         places = {part: locate(getattr(config, part), folder) for part in _BUILDERS}
         modules, files = _read_modules(config, places, device, dtype)
