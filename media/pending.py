@@ -1,10 +1,12 @@
-"""A file that appears under its name only once it is complete."""
+"""A file that appears under its name only once it is complete, and several that appear together."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from foresight.media.errors import ClipError
@@ -25,11 +27,11 @@ class PendingFile:
     """
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
-        self._path = path
+        self.path = path
         self._name = printable_name(str(path))
         self._overwrite = overwrite
         self._refuse_taken()
-        self.temporary = path.absolute().parent / f".{path.name[:80]}.{secrets.token_hex(6)}.part"
+        self.temporary = self._hidden("part")
         self._create()
         self._discard = weakref.finalize(self, self.temporary.unlink, missing_ok=True)
 
@@ -42,22 +44,43 @@ class PendingFile:
         """
         try:
             self._refuse_taken()
-            self.temporary.replace(self._path)
-        except OSError as error:
-            raise ClipError(
-                f"{self._name}: cannot be written ({error.strerror}); choose another folder"
-            ) from error
+            with self._renaming():
+                self.temporary.replace(self.path)
         finally:
             self._discard()
+
+    def set_aside(self) -> Path | None:
+        """Rename the file that is to be replaced, if there is one; returns where it lies now.
+
+        Raises:
+            ClipError: the file must not be replaced, or the rename fails.
+        """
+        self._refuse_taken()
+        if not os.path.lexists(self.path):
+            return None
+        with self._renaming():
+            return self.path.rename(self._hidden("old"))
 
     def discard(self) -> None:
         """Remove the temporary file; nothing of that name stays behind."""
         self._discard()
 
+    def _hidden(self, suffix: str) -> Path:
+        return self.path.absolute().parent / f".{self.path.name[:80]}.{secrets.token_hex(6)}.{suffix}"
+
+    @contextmanager
+    def _renaming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ClipError(
+                f"{self._name}: cannot be written ({error.strerror}); choose another folder"
+            ) from error
+
     def _refuse_taken(self) -> None:
-        if self._path.is_dir():
+        if self.path.is_dir():
             raise ClipError(f"{self._name}: is a directory; give the name of an mp4 file")
-        if not self._overwrite and os.path.lexists(self._path):
+        if not self._overwrite and os.path.lexists(self.path):
             raise ClipError(
                 f"{self._name}: exists already; choose another name or allow it to be overwritten"
             )
@@ -67,8 +90,36 @@ class PendingFile:
             with self.temporary.open("xb"):
                 return
         except (FileNotFoundError, NotADirectoryError):
-            folder = printable_name(str(self._path.parent))
+            folder = printable_name(str(self.path.parent))
             raise ClipError(f"{self._name}: there is no folder {folder}; create it first") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise ClipError(f"{self._name}: cannot be written ({reason}); choose another folder") from error
+
+
+def commit_all(files: Sequence[PendingFile]) -> None:
+    """Give all files their final names or, where one rename fails, none; what they replace is then put back.
+
+    Raises:
+        ClipError: as `PendingFile.commit`; the files are then to be discarded.
+    """
+    if not files:
+        return
+    *others, last = files
+    kept: list[Path] = []
+    with ExitStack() as undo:
+        for file in others:
+            old = file.set_aside()
+            if old is not None:
+                kept.append(old)
+                undo.callback(old.replace, file.path)
+            file.commit()
+            if old is None:
+                undo.callback(file.path.unlink, missing_ok=True)
+        # After the last rename nothing can fail any more, so that it may replace the old file at once.
+        last.commit()
+        undo.pop_all()
+    for old in kept:
+        # Everything has its name by now; an old file that stays is no failure.
+        with suppress(OSError):
+            old.unlink()

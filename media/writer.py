@@ -104,8 +104,7 @@ class ClipWriter:
             ValueError: the frames have another size than the file, or lie before the last frame.
             ClipError: the disk is full or the file cannot be written.
         """
-        if self._closed:
-            raise ValueError(f"{self._name}: is closed; open another ClipWriter")
+        self._refuse_closed()
         if (batch.height, batch.width) != self._shape:
             height, width = self._shape
             raise ValueError(
@@ -127,8 +126,17 @@ class ClipWriter:
         Raises:
             ClipError: no frame was written, or the file cannot be finished; nothing stays behind.
         """
-        if self._closed:
-            return
+        if not self._closed:
+            self.finish().commit()
+
+    def finish(self) -> PendingFile:
+        """Finish the file, but leave its name to whoever commits it; `abort` still discards it.
+
+        Raises:
+            ClipError: no frame was written, or the file cannot be finished; nothing stays behind.
+            ValueError: the writer is closed.
+        """
+        self._refuse_closed()
         try:
             if self._origin is None:
                 raise ClipError(f"{self._name}: no frames were written, so there is no clip to keep")
@@ -139,14 +147,14 @@ class ClipWriter:
                 raise self._failure(error) from error
             raise
         self._closed = True
-        self._pending.commit()
+        return self._pending
 
     def abort(self) -> None:
-        """Give up; neither the output nor its temporary file stays behind."""
+        """Give up; neither the output nor its temporary file stays behind, unless it has its name already."""
+        self._pending.discard()
         if self._closed:
             return
         self._closed = True
-        self._pending.discard()
         if self._audio is not None:
             self._audio.close()
         # Closing writes the end of a file that is already gone; that it cannot is no news to the caller.
@@ -207,6 +215,10 @@ class ClipWriter:
             with self._pending.temporary.open("r+b") as file:
                 size = self._pending.temporary.stat().st_size
                 write_aperture(file, size, width, height, self._coded[1], self._coded[0])
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise ValueError(f"{self._name}: is closed; open another ClipWriter")
 
     def _failure(self, error: av.FFmpegError) -> ClipError:
         return ClipError(

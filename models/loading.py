@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,10 @@ from foresight.models.original_names import (
     original_vae_name,
     vision_tower_name,
 )
+from foresight.models.part_files import PartFiles
 from foresight.models.presets import ARCHITECTURES
-from foresight.models.repository import Location, Repository
-from foresight.models.tensors import fill, read_tensors, weight_files
+from foresight.models.repository import Location
+from foresight.models.tensors import fill, read_tensors
 
 __all__ = ["LoadedPart", "load_dino", "load_transformer", "load_vae", "load_vlm"]
 
@@ -41,22 +42,22 @@ class LoadedPart:
 
 def load_vlm(location: Location, *, device: torch.device, dtype: torch.dtype) -> LoadedPart:
     """Load a Qwen2.5-VL vision tower, saved alone or inside a whole checkpoint, of which only it is read."""
-    repository = location.repository
-    config_path, config = _read_config(repository, "config.json")
+    files = PartFiles("vlm", location)
+    config = _read_config(files.config)
     module = build_empty(build_vlm, config.get("vision_config", config), device=device, dtype=dtype)
-    files = weight_files(repository, "model", vision_tower_name)
-    fill(module, read_tensors(files, vision_tower_name), source=str(repository))
-    return LoadedPart(module=module, files=(config_path, *files))
+    tensors = read_tensors(files.weights, vision_tower_name)
+    fill(module, tensors, source=str(location.repository))
+    return LoadedPart(module=module, files=files.all)
 
 
 def load_dino(
     location: Location, *, size: tuple[int, int], device: torch.device, dtype: torch.dtype
 ) -> LoadedPart:
     """Load a timm vision transformer for one image size, its positions resampled as timm does."""
-    repository = location.repository
-    config_path, config = _read_config(repository, "config.json")
+    files = PartFiles("dino", location)
+    config = _read_config(files.config)
     if "architecture" not in config:
-        raise StackError(f"{config_path}: names no architecture; must be the config.json of a timm model")
+        raise StackError(f"{files.config}: names no architecture; must be the config.json of a timm model")
 
     def build(config: Mapping[str, Any]) -> nn.Module:
         import timm
@@ -66,10 +67,9 @@ def load_dino(
         return model
 
     module: Any = build_empty(build, config, device=device, dtype=dtype)
-    files = weight_files(repository, "model", _same_name)
-    tensors = _resample_positions(read_tensors(files, _dino_name), module)
-    fill(module, tensors, source=str(repository))
-    return LoadedPart(module=module, files=(config_path, *files))
+    tensors = _resample_positions(read_tensors(files.weights, _dino_name), module)
+    fill(module, tensors, source=str(location.repository))
+    return LoadedPart(module=module, files=files.all)
 
 
 def load_transformer(location: Location, *, device: torch.device, dtype: torch.dtype) -> LoadedPart:
@@ -86,42 +86,35 @@ def load_vae(location: Location, *, device: torch.device, dtype: torch.dtype) ->
 
 def _load_ltx(
     location: Location,
-    part: str,
+    part: Literal["transformer", "vae"],
     build: Callable[[Mapping[str, Any]], nn.Module],
     original_name: Callable[[str], str | None],
     *,
     device: torch.device,
     dtype: torch.dtype,
 ) -> LoadedPart:
-    repository = location.repository
-    if location.file is not None:
+    files = PartFiles(part, location)
+    if files.config is None:
         # Lightricks' file carries a configuration of another shape; every 2B release since 0.9.5 has these
         # sizes.
-        file = repository.find(location.file)
-        if file is None:
-            raise StackError(f"{repository}: has no {location.file}")
         module = build_empty(build, ARCHITECTURES["full"][part], device=device, dtype=dtype)
-        fill(module, read_tensors((file,), original_name), source=str(file))
-        return LoadedPart(module=module, files=(file,))
-    prefix = f"{part}/" if repository.find(f"{part}/config.json", optional=True) else ""
-    config_path, config = _read_config(repository, f"{prefix}config.json")
-    module = build_empty(build, config, device=device, dtype=dtype)
-    files = weight_files(repository, f"{prefix}diffusion_pytorch_model", _same_name)
-    fill(module, read_tensors(files, _same_name), source=f"{repository} ({part})")
-    return LoadedPart(module=module, files=(config_path, *files))
+        tensors, source = read_tensors(files.weights, original_name), str(files.weights[0])
+    else:
+        module = build_empty(build, _read_config(files.config), device=device, dtype=dtype)
+        tensors, source = read_tensors(files.weights, _same_name), f"{location.repository} ({part})"
+    fill(module, tensors, source=source)
+    return LoadedPart(module=module, files=files.all)
 
 
-def _read_config(repository: Repository, name: str) -> tuple[Path, dict[str, Any]]:
-    path = repository.find(name)
-    if path is None:
-        raise StackError(f"{repository}: has no {name}")
+def _read_config(path: Path | None) -> dict[str, Any]:
+    assert path is not None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise StackError(f"{path}: is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise StackError(f"{path}: must hold a JSON object")
-    return path, config
+    return config
 
 
 def _same_name(name: str) -> str | None:

@@ -11,7 +11,9 @@ from foresight.models.errors import StackError
 
 __all__ = ["Folder", "HubRepository", "Location", "Repository", "locate"]
 
-_HUB_ENTRY = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+\.safetensors))?")
+_HUB_ENTRY = re.compile(
+    r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>\w[\w.-]*))?(?:/(?P<file>[\w./-]+\.safetensors))?"
+)
 
 
 class Repository(Protocol):
@@ -44,9 +46,13 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class HubRepository:
-    """A repository of the Hugging Face hub; files come from its local cache or are downloaded into it."""
+    """A repository of the Hugging Face hub; files come from its local cache or are downloaded into it.
+
+    `revision` is a commit, a tag or a branch; by default whatever the hub calls main today.
+    """
 
     id: str
+    revision: str | None = None
 
     def find(self, name: str, *, optional: bool = False) -> Path | None:
         """Return the path of a file, or None where the repository has none of that name.
@@ -57,7 +63,7 @@ class HubRepository:
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
         try:
-            return Path(hf_hub_download(self.id, name))
+            return Path(hf_hub_download(self.id, name, revision=self.revision))
         except LocalEntryNotFoundError as error:
             if optional:
                 return None
@@ -69,12 +75,10 @@ class HubRepository:
 
     def _unreachable(self, name: str, error: Exception) -> StackError:
         reason = str(error).strip().splitlines()[0]
-        return StackError(
-            f"{self.id}: cannot fetch {name} ({reason}); a stack.json may name a folder instead"
-        )
+        return StackError(f"{self}: cannot fetch {name} ({reason}); a stack.json may name a folder instead")
 
     def __str__(self) -> str:
-        return self.id
+        return f"{self.id}@{self.revision}" if self.revision else self.id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +88,15 @@ class Location:
     repository: Repository
     file: str | None = None
 
+    def __str__(self) -> str:
+        return f"{self.repository}/{self.file}" if self.file else str(self.repository)
+
 
 def locate(entry: str, root: Path) -> Location:
     """Resolve an entry of a stack: a path, absolute or relative to the stack's folder, or a hub id.
 
-    A hub id may be followed by the name of a single file, as in `owner/name/file.safetensors`.
+    A hub id may carry a revision and be followed by the name of a single file, as in
+    `owner/name@revision/file.safetensors`.
     Raises StackError for an entry that is none of these.
     """
     path = root / entry
@@ -97,7 +105,8 @@ def locate(entry: str, root: Path) -> Location:
     if path.is_file():
         return Location(repository=Folder(path.parent), file=path.name)
     if (match := _HUB_ENTRY.fullmatch(entry)) and not entry.startswith("."):
-        return Location(repository=HubRepository(match["id"]), file=match["file"])
+        return Location(repository=HubRepository(match["id"], match["revision"]), file=match["file"])
     raise StackError(
-        f"stack folder {root}: has no {entry}; must be a folder there, a path or a hub id (owner/name)"
+        f"stack folder {root}: has no {entry}; "
+        "must be a folder there, a path or a hub id (owner/name or owner/name@revision)"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +19,10 @@ from foresight.models.architectures import (
 )
 from foresight.models.dino import DinoExtractor
 from foresight.models.errors import StackError
-from foresight.models.fingerprint import stack_fingerprint
+from foresight.models.fingerprint import random_fingerprint, stack_fingerprint
 from foresight.models.loading import load_dino, load_transformer, load_vae, load_vlm
 from foresight.models.presets import ARCHITECTURES, StackConfig
-from foresight.models.repository import locate
+from foresight.models.repository import HubRepository, Location, locate
 from foresight.models.stack_file import load_config, stack_folder
 from foresight.models.video import LTXDecoder, LTXLatentExtractor
 from foresight.models.vlm import QwenLatentExtractor
@@ -39,7 +39,10 @@ _BUILDERS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """Frozen models with one configuration; `fingerprint` tells their weights from others."""
+    """Frozen models with one configuration; `fingerprint` tells their weights from others.
+
+    `hub_parts` names the parts that came from the hub, as `owner/name@revision` where a revision is pinned.
+    """
 
     config: StackConfig
     vlm: QwenLatentExtractor
@@ -48,6 +51,7 @@ class Stack:
     decoder: LTXDecoder
     fingerprint: str
     folder: Path
+    hub_parts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -71,9 +75,14 @@ class Stack:
         folder = stack_folder(name_or_folder)
         if random_weights:
             modules = _random_modules(config, device, dtype)
-            return cls._assemble(config, modules, f"{config.name}-random", folder)
-        modules, files = _read_modules(config, folder, device, dtype)
-        return cls._assemble(config, modules, stack_fingerprint(config, files), folder)
+            return cls._assemble(config, modules, random_fingerprint(config), folder, {})
+        # Everything is located before anything is read: a missing part should not cost minutes.
+        places = {part: locate(getattr(config, part), folder) for part in _BUILDERS}
+        modules, files = _read_modules(config, places, device, dtype)
+        hub_parts = {
+            part: str(place) for part, place in places.items() if isinstance(place.repository, HubRepository)
+        }
+        return cls._assemble(config, modules, stack_fingerprint(config, files), folder, hub_parts)
 
     def adapter_folder(self, mode: Literal["conditioning", "latent"]) -> Path:
         """Return where the stack's 10M adapter of a mode lies, or would lie."""
@@ -81,7 +90,12 @@ class Stack:
 
     @classmethod
     def _assemble(
-        cls, config: StackConfig, modules: Mapping[str, nn.Module], fingerprint: str, folder: Path
+        cls,
+        config: StackConfig,
+        modules: Mapping[str, nn.Module],
+        fingerprint: str,
+        folder: Path,
+        hub_parts: Mapping[str, str],
     ) -> Stack:
         try:
             return cls(
@@ -92,6 +106,7 @@ class Stack:
                 decoder=LTXDecoder(modules["transformer"], modules["vae"], config).eval(),
                 fingerprint=fingerprint,
                 folder=folder,
+                hub_parts=hub_parts,
             )
         except ValueError as error:
             raise StackError(f"stack {config.name}: {error}") from error
@@ -109,10 +124,8 @@ def _random_modules(config: StackConfig, device: torch.device, dtype: torch.dtyp
 
 
 def _read_modules(
-    config: StackConfig, folder: Path, device: torch.device, dtype: torch.dtype
+    config: StackConfig, places: Mapping[str, Location], device: torch.device, dtype: torch.dtype
 ) -> tuple[Mapping[str, nn.Module], tuple[Path, ...]]:
-    # Everything is located before anything is read: a missing part should not cost minutes.
-    places = {part: locate(getattr(config, part), folder) for part in _BUILDERS}
     parts = {
         "vlm": load_vlm(places["vlm"], device=device, dtype=dtype),
         "dino": load_dino(places["dino"], size=config.dino_size, device=device, dtype=dtype),

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from foresight.media import FrameBatch
+from foresight.media import ClipError, FrameBatch
 
 __all__ = ["Chunk", "ChunkBuilder", "split_into_chunks"]
 
@@ -37,8 +37,8 @@ class Chunk:
 def split_into_chunks(batches: Iterable[FrameBatch], num_frames: int) -> Iterator[Chunk]:
     """Cut batches of any lengths into chunks of `num_frames` frames that overlap by one.
 
-    Holds one chunk and one batch at a time. Raises ValueError for less than 2 frames a chunk and when the
-    frames change their size.
+    Holds one chunk and one batch at a time. Raises ValueError for less than 2 frames a chunk and ClipError
+    when the frames change their size.
     """
     builder = ChunkBuilder(num_frames)
     for batch in batches:
@@ -62,10 +62,10 @@ class ChunkBuilder:
         self._timestamps: list[float] = []
 
     def add(self, frame: NDArray[np.uint8], timestamp: float, fps: Fraction) -> Chunk | None:
-        """Take a frame uint8 [H, W, 3]; raises ValueError for one of another size than those before."""
+        """Take a frame uint8 [H, W, 3]; raises ClipError for one of another size than those before."""
         frames = self._frames
         if frames and frame.shape != frames[0].shape:
-            raise ValueError(f"frames change from {_size(frames[0])} to {_size(frame)} within the clip")
+            raise ClipError(f"frames change from {_size(frames[0])} to {_size(frame)} within the clip")
         frames.append(frame)
         self._timestamps.append(timestamp)
         self._fps = fps

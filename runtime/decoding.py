@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from foresight.media import ClipError, ClipLimits, FrameBatch
 from foresight.runtime.decode_process import DecodeProcess
 
-__all__ = ["ClipDecoder", "DecodedClip", "PictureDecoder", "PictureInfo"]
+__all__ = ["ClipDecoder", "DecodedClip", "PictureDecoder", "PictureInfo", "refuse_long_sides"]
 
 _CLIP_CPU_SECONDS, _SESSION_CPU_SECONDS = 40, 3600
 _MAX_BATCH = 8
+# More than that h264 does not hold, and JPEG four times as many.
+_MAX_SIDE = 16_384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,7 @@ class DecodedClip:
         most = self._limits.max_pixels or 2**32
         if min(width, height) < 1 or width * height > most or not 0 < fps <= 1000:
             raise _impossible()
+        refuse_long_sides(width, height)
         return PictureInfo(width=width, height=height, fps=fps, num_frames=frames)
 
     def _message(self) -> dict[str, Any]:
@@ -162,11 +165,18 @@ class PictureDecoder:
                 raise ValueError(f"{height}x{width}")
         except (KeyError, TypeError, ValueError) as error:
             raise _impossible() from error
+        refuse_long_sides(width, height)
         return np.frombuffer(self._process.read(height * width * 3), np.uint8).reshape(height, width, 3)
 
     def close(self) -> None:
         """End the process."""
         self._process.close()
+
+
+def refuse_long_sides(width: int, height: int) -> None:
+    """Raise ClipError for frames that no answer can hold."""
+    if max(width, height) > _MAX_SIDE:
+        raise ClipError(f"frames of {width}x{height}: a side has at most {_MAX_SIDE} pixels")
 
 
 def _impossible() -> ClipError:

@@ -101,6 +101,7 @@ class ServedModels:
         return {
             "stack": self.stack.config.name,
             "stack_fingerprint": self.stack.fingerprint,
+            "hub_parts": dict(self.stack.hub_parts),
             "adapter": self.adapter,
             "backend": self.backend,
             "device": str(next(self.stack.vlm.parameters()).device),

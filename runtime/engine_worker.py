@@ -20,7 +20,6 @@ from foresight.runtime.device import is_device_fault
 from foresight.runtime.engine_models import ChunkPipeline, EngineModels
 from foresight.runtime.ledger import Ledger
 from foresight.runtime.metrics import Metrics
-from foresight.runtime.outbox import ClientStalledError
 from foresight.runtime.refusals import RefusedError
 from foresight.runtime.ticket import Ticket
 
@@ -163,7 +162,9 @@ class EngineWorker:
         try:
             self._reconstruct(ticket, models)
         except Exception as failure:
-            error = self._judged(failure, ticket)
+            error = self._judged(failure)
+            if ticket.cancelled:
+                error = RefusedError(499, "cancelled", "the request was cancelled")
         self._seconds_a_ticket += 0.3 * (time.perf_counter() - begun - self._seconds_a_ticket)
         with self._work:
             self._running = None
@@ -184,16 +185,13 @@ class EngineWorker:
                     raise RefusedError(499, "cancelled", "the request was cancelled")
         progress.finish()
 
-    def _judged(self, error: Exception, ticket: Ticket) -> Exception:
-        if ticket.cancelled:
-            return RefusedError(499, "cancelled", "the request was cancelled")
-        if is_device_fault(error):
-            _LOG.error("device fault, no more requests are taken: %s", error)
-            self._fault()
-            return RefusedError(503, "device_fault", "the device has failed")
-        if not isinstance(error, (ValueError, ClientStalledError)):
-            _LOG.error("a request failed", exc_info=error)
-        return error
+    def _judged(self, error: Exception) -> Exception:
+        # Whoever waits for the work logs what is not the client's own: only there is the request's id known.
+        if not is_device_fault(error):
+            return error
+        _LOG.error("device fault, no more requests are taken", exc_info=error)
+        self._fault()
+        return RefusedError(503, "device_fault", "the device has failed")
 
     def _serve_units(self, models: EngineModels) -> None:
         with self._work:
@@ -210,9 +208,7 @@ class EngineWorker:
         try:
             future.set_result(unit(models))
         except Exception as error:  # raised again where the unit is waited for
-            if is_device_fault(error):
-                self._fault()
-            future.set_exception(error)
+            future.set_exception(self._judged(error))
 
     def _fault(self) -> None:
         self.state = WorkerState.FAULTED

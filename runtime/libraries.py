@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any
 
 __all__ = ["import_libraries", "trimmed_imports"]
 
+_LOG = logging.getLogger(__name__)
 _MODEL_CLASSES = (
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
     "timm.models.vision_transformer",
@@ -32,13 +34,15 @@ _PUT_OFF = ("diffusers.models.autoencoders", "diffusers.models.transformers", "d
 def import_libraries() -> None:
     """Import the libraries' classes that a stack is made of, trimmed; for a process that does nothing else.
 
-    Falls back to importing them whole where a version of a library cannot be trimmed.
+    Falls back to importing them whole where a version of a library cannot be trimmed, and logs why (debug).
     """
     before = set(sys.modules)
     try:
         with trimmed_imports():
             _import_model_classes()
-    except (ImportError, AttributeError, TypeError):
+    # What a library makes of an empty module is its own affair: any error is possible.
+    except Exception as error:
+        _LOG.debug("libraries cannot be trimmed, importing them whole: %s: %s", type(error).__name__, error)
         roots = {name.partition(".")[0] for name in _MODEL_CLASSES}
         for name in set(sys.modules) - before:
             if name.partition(".")[0] in roots:
@@ -101,8 +105,8 @@ class _TrimmingFinder(MetaPathFinder):
         """Take the empty modules back, so that the real ones can be imported."""
         for name in self._empty.given:
             parent, _, child = name.rpartition(".")
-            module = sys.modules.pop(name)
-            if vars(sys.modules.get(parent, module)).get(child) is module:
+            module = sys.modules.pop(name, None)
+            if module is not None and vars(sys.modules.get(parent, module)).get(child) is module:
                 delattr(sys.modules[parent], child)
 
 

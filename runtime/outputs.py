@@ -1,4 +1,4 @@
-"""The files that a reconstruction leaves: each of them complete, or none."""
+"""The files that a reconstruction leaves: all of them complete, or none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 
 from foresight.media import ClipWriter, FrameBatch
-from foresight.media.pending import PendingFile
+from foresight.media.pending import PendingFile, commit_all
 from foresight.runtime.errors import ReconstructError
 from foresight.runtime.options import ReconstructOptions
 from foresight.runtime.report import Report
@@ -33,8 +33,9 @@ def check_paths(options: ReconstructOptions) -> None:
 class Outputs:
     """The output video, the comparison and the report of one command; a context manager.
 
-    All of them are opened at once, so that what cannot be written is refused before any work. Leaving the
-    with-block without `close` removes whatever has been begun.
+    All of them are opened at once, so that what cannot be written is refused before any work. They get their
+    names together as the with-block is left; where that fails, or the block is left by an error, nothing of
+    them stays and what they were to replace is as it was.
 
     Args:
         options: says which outputs there are.
@@ -50,17 +51,22 @@ class Outputs:
         self, options: ReconstructOptions, *, size: tuple[int, int], fps: Fraction, audio: bool
     ) -> None:
         self._size = size
+        self._finished: list[PendingFile] = []
         sound = options.clip if audio else None
         with ExitStack() as opened:
-            self._output = opened.enter_context(
-                _open_clip(options.output, size, fps, sound, options.overwrite)
-            )
+
+            def open_clip(path: Path, size: tuple[int, int]) -> ClipWriter:
+                height, width = size
+                writer = ClipWriter(
+                    path, width=width, height=height, fps=fps, audio_from=sound, overwrite=options.overwrite
+                )
+                opened.callback(writer.abort)
+                return writer
+
+            self._output = open_clip(options.output, size)
             self._compare = None
             if options.compare is not None:
-                wide = (size[0], 2 * size[1])
-                self._compare = opened.enter_context(
-                    _open_clip(options.compare, wide, fps, sound, options.overwrite)
-                )
+                self._compare = open_clip(options.compare, (size[0], 2 * size[1]))
             self._report = None
             if options.report is not None:
                 self._report = PendingFile(options.report, overwrite=options.overwrite)
@@ -73,7 +79,9 @@ class Outputs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._opened.__exit__(kind, error, trace)
+        with self._opened:
+            if error is None:
+                commit_all(self._finished)
 
     @property
     def wants_source(self) -> bool:
@@ -93,21 +101,13 @@ class Outputs:
             self._compare.write(FrameBatch(frames=pair, timestamps=batch.timestamps, fps=batch.fps))
 
     def close(self) -> tuple[str, ...]:
-        """Finish the videos and give them their names; returns what has to be said about their sound."""
-        self._output.close()
-        if self._compare is not None:
-            self._compare.close()
+        """Finish the videos; returns what has to be said about their sound. Raises as `ClipWriter.finish`."""
+        videos = (self._output,) if self._compare is None else (self._output, self._compare)
+        self._finished += [video.finish() for video in videos]
         return (self._output.warning,) if self._output.warning else ()
 
     def write_report(self, report: Report) -> None:
-        """Write the report where one was asked for. Raises ClipError when it cannot be written."""
+        """Write the report where one was asked for. Raises OSError when the disk refuses."""
         if self._report is not None:
             self._report.temporary.write_text(report.to_json(), encoding="utf-8")
-            self._report.commit()
-
-
-def _open_clip(
-    path: Path, size: tuple[int, int], fps: Fraction, sound: Path | None, overwrite: bool
-) -> ClipWriter:
-    height, width = size
-    return ClipWriter(path, width=width, height=height, fps=fps, audio_from=sound, overwrite=overwrite)
+            self._finished.append(self._report)

@@ -9,7 +9,6 @@ by its own connection.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -19,22 +18,22 @@ from fastapi import APIRouter, WebSocket
 from numpy.typing import NDArray
 from starlette.websockets import WebSocketDisconnect
 
-from foresight.media import ClipError, FrameBatch
+from foresight.media import FrameBatch
 from foresight.runtime.chunks import Chunk, ChunkBuilder
 from foresight.runtime.decoding import PictureDecoder
 from foresight.runtime.engine_models import EngineModels
 from foresight.runtime.frame_records import encode_jpeg
 from foresight.runtime.ledger import Ledger
 from foresight.runtime.realtime_start import RealtimeStart, read_control
-from foresight.runtime.refusals import RefusedError
+from foresight.runtime.refusals import RefusedError, refusal_of
 from foresight.runtime.refused_response import send_refusal
 from foresight.runtime.service_state import ServiceState
 
 __all__ = ["router"]
 
 Frame = NDArray[np.uint8]
-_LOG = logging.getLogger(__name__)
 _SEND_SECONDS = 30.0
+_CLOSING_CODES = {500: 1011, 503: 1013}
 
 router = APIRouter()
 
@@ -58,6 +57,7 @@ class _Session:
 
     def __init__(self, websocket: WebSocket, state: ServiceState, models: EngineModels) -> None:
         self._websocket, self._state, self._models = websocket, state, models
+        self._request_id: str = websocket.scope["state"]["request_id"]
         # The reader waits while a chunk's frames are in here, and so does the client.
         self._frames: asyncio.Queue[Frame | None] = asyncio.Queue(models.config.num_frames)
         self._pictures: PictureDecoder | None = None
@@ -72,15 +72,15 @@ class _Session:
             status = "200"
         except WebSocketDisconnect:
             status = "499"
-        except (RefusedError, ClipError, ValueError) as error:
-            status = str(error.status) if isinstance(error, RefusedError) else "422"
-            await self._close_with_error(str(error), 1013 if status == "503" else 1008)
         except TimeoutError:
             status = "408"
-            await self._close_with_error("the stream was idle or open for too long", 1008)
+            await self._close_with_error(
+                RefusedError(408, "idle", "the stream was idle or open for too long")
+            )
         except Exception as error:
-            _LOG.error("a live stream failed", exc_info=error)
-            await self._close_with_error("the reconstruction failed", 1011)
+            refusal = refusal_of(error, self._request_id)
+            status = str(refusal.status)
+            await self._close_with_error(refusal)
         finally:
             self._state.metrics.requests.labels(status).inc()
             if self._pictures is not None:
@@ -188,7 +188,9 @@ class _Session:
         async with asyncio.timeout(_SEND_SECONDS):
             await self._websocket.send_json(message)
 
-    async def _close_with_error(self, message: str, code: int) -> None:
+    async def _close_with_error(self, refusal: RefusedError) -> None:
+        message = " ".join(refusal.message.split())[:500]
+        error = {"code": refusal.code, "message": message, "request_id": self._request_id}
         with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
-            await self._send({"type": "error", "message": " ".join(message.split())[:500]})
-            await self._websocket.close(code)
+            await self._send({"type": "error"} | error)
+            await self._websocket.close(_CLOSING_CODES.get(refusal.status, 1008))

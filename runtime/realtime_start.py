@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from foresight.runtime.config import PipelineConfig
+from foresight.runtime.decoding import refuse_long_sides
 from foresight.runtime.engine_models import EngineModels
 from foresight.runtime.refusals import RefusedError
 from foresight.runtime.service_state import RequestCeilings
@@ -33,7 +34,7 @@ class RealtimeStart:
     def parse(
         cls, content: Mapping[str, Any], models: EngineModels, limits: RequestCeilings
     ) -> RealtimeStart:
-        """Check a start message; raises RefusedError in one line for anything that is not as documented."""
+        """Check a start message; raises RefusedError or ClipError, one line, for anything not as documented."""
         if content.get("type") != "start":
             raise _refusal('the first message must be {"type": "start", ...}')
         if unknown := sorted(set(content) - set(_KEYS)):
@@ -72,6 +73,7 @@ def _raw_size(content: Mapping[str, Any], limits: RequestCeilings) -> tuple[int,
     height, width = (int(str(side)) for side in sides)
     if limits.clip.max_pixels is not None and height * width > limits.clip.max_pixels:
         raise _refusal(f"frames of {width}x{height}: exceed the limit of {limits.clip.max_pixels} pixels")
+    refuse_long_sides(width, height)
     return height, width
 
 

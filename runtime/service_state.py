@@ -85,7 +85,7 @@ class ServiceState:
             self.sessions -= 1
 
     def count_refused(self, refusal: RefusedError) -> None:
-        """Count a request that was turned down."""
+        """Count a request that was turned down, or has failed."""
         self.metrics.requests.labels(str(refusal.status)).inc()
-        if refusal.code != "client_left":
+        if refusal.code not in ("client_left", "internal"):
             self.metrics.rejected.labels(refusal.code).inc()

@@ -12,6 +12,7 @@ from foresight.media import UNTRUSTED
 from foresight.models.stack_file import load_config
 from foresight.runtime.access import AccessRules
 from foresight.runtime.decoding import ClipDecoder
+from foresight.runtime.engine_check import check_engine
 from foresight.runtime.engine_models import load_served_models
 from foresight.runtime.engine_worker import EngineWorker
 from foresight.runtime.http_protocol import DeadlineProtocol
@@ -32,6 +33,7 @@ def serve(options: ServeOptions, *, own_process: bool = False) -> None:
     """Serve until a signal has drained the server; raises ValueError in one line where it cannot be started."""
     options.check()
     load_config(options.stack)
+    check_engine(options)
     configure_log(as_json=options.log_json)
     state = _state(options, own_process=own_process)
     with _listening_socket(options) as listener:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
-from foresight.media import ClipWriter, FrameBatch
+from foresight.media import ClipError, ClipWriter, FrameBatch
 from foresight.runtime.frame_records import encode_jpeg, frame_record
 from foresight.runtime.outbox import Outbox
 
@@ -46,20 +48,38 @@ class Mp4Sink:
 
     def write(self, batch: FrameBatch) -> None:
         """Encode the frames."""
-        if self._writer is None:
-            self._writer = ClipWriter(self._path, width=batch.width, height=batch.height, fps=self._fps)
-        self._writer.write(batch)
+        with _own_file():
+            if self._writer is None:
+                self._writer = ClipWriter(self._path, width=batch.width, height=batch.height, fps=self._fps)
+            self._writer.write(batch)
 
     def finish(self, error: Exception | None) -> None:
         """Finish the file and pass it on, or remove it."""
         try:
             if error is None and self._writer is not None:
-                self._writer.close()
-                self._outbox.put(self._path.open("rb"), 0)
-        except (ValueError, OSError) as failure:
+                with _own_file():
+                    self._writer.close()
+                self._hand_over(self._path.open("rb"))
+        except Exception as failure:  # raised again where the answer is waited for
             error = failure
         finally:
             if self._writer is not None:
                 self._writer.abort()
             self._folder.cleanup()
         self._outbox.finish(error)
+
+    def _hand_over(self, file: BinaryIO) -> None:
+        try:
+            self._outbox.put(file, 0)
+        except BaseException:
+            file.close()
+            raise
+
+
+@contextmanager
+def _own_file() -> Iterator[None]:
+    # Where the server's own disk is full, no other clip would help.
+    try:
+        yield
+    except ClipError as error:
+        raise OSError(str(error)) from error

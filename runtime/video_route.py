@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, TypeVar
@@ -17,7 +16,7 @@ from foresight.runtime.config import PipelineConfig
 from foresight.runtime.decoding import DecodedClip
 from foresight.runtime.frame_records import END, ERROR, FRAMES_TYPE, json_record
 from foresight.runtime.outbox import Outbox
-from foresight.runtime.refusals import RefusedError
+from foresight.runtime.refusals import RefusedError, refusal_of
 from foresight.runtime.service_state import ServiceState
 from foresight.runtime.sinks import FrameSink, Mp4Sink
 from foresight.runtime.ticket import Sink, Ticket
@@ -27,7 +26,6 @@ from foresight.runtime.watched_stream import WatchedStream, unless_left
 __all__ = ["router"]
 
 T = TypeVar("T")
-_LOG = logging.getLogger(__name__)
 _PART_BYTES = 2**18
 
 router = APIRouter()
@@ -38,15 +36,11 @@ async def reconstruct_video(request: Request) -> Response:
     """Reconstruct the posted clip; `Accept: application/x-foresight-frames` streams the frames."""
     state: ServiceState = request.app.state.service
     try:
-        response = await _answer(request, state)
-    except (RefusedError, ClipError, HTTPException) as error:
-        refusal = _as_refusal(error)
+        return await _answer(request, state)
+    except Exception as error:
+        refusal = _as_refusal(error, _request_id(request))
         state.count_refused(refusal)
         raise refusal from error
-    except Exception:
-        state.metrics.requests.labels("500").inc()
-        raise
-    return response
 
 
 async def _answer(request: Request, state: ServiceState) -> Response:
@@ -105,13 +99,13 @@ async def _answer_frames(
     with _cancelled_on_error(state, ticket, outbox):
         # What fails before the first frame is a clean error with a status of its own.
         first = await unless_left(outbox.get(), request.receive)
-    parts = _frame_parts(state, ticket, outbox, first or b"")
+    parts = _frame_parts(state, ticket, outbox, first or b"", _request_id(request))
     headers = _ledger_headers(ticket)
     return WatchedStream(await anext(parts), parts, media_type=FRAMES_TYPE, headers=headers)
 
 
 async def _frame_parts(
-    state: ServiceState, ticket: Ticket, outbox: Outbox[bytes], first: bytes
+    state: ServiceState, ticket: Ticket, outbox: Outbox[bytes], first: bytes, request_id: str
 ) -> AsyncGenerator[bytes]:
     status = "499"
     try:
@@ -122,14 +116,10 @@ async def _frame_parts(
         warnings = [ticket.clip.warning] if ticket.clip.warning else []
         ledger = ticket.ledger.to_dict() if ticket.ledger else {}
         yield json_record(END, ledger | {"warnings": warnings})
-    except (ClipError, RefusedError) as error:
-        refusal = _as_refusal(error)
-        status = str(refusal.status)
-        yield json_record(ERROR, {"code": refusal.code, "message": refusal.message})
     except Exception as error:
-        _LOG.error("a stream failed: %s", error)
-        status = "500"
-        yield json_record(ERROR, {"code": "internal", "message": "the reconstruction failed"})
+        refusal = refusal_of(error, request_id)
+        status = str(refusal.status)
+        yield json_record(ERROR, {"code": refusal.code, "message": refusal.message, "request_id": request_id})
     finally:
         outbox.close()
         state.worker.cancel(ticket)
@@ -199,9 +189,11 @@ def _ledger_headers(ticket: Ticket) -> dict[str, str]:
     return ticket.ledger.headers() if ticket.ledger is not None else {}
 
 
-def _as_refusal(error: Exception) -> RefusedError:
-    if isinstance(error, RefusedError):
-        return error
+def _as_refusal(error: Exception, request_id: str) -> RefusedError:
     if isinstance(error, HTTPException):
         return RefusedError(error.status_code, "invalid_form", " ".join(str(error.detail).split())[:200])
-    return RefusedError(422, "clip_refused", str(error))
+    return refusal_of(error, request_id)
+
+
+def _request_id(request: Request) -> str:
+    return str(request.scope["state"]["request_id"])

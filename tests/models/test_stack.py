@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from foresight.models.architectures import build_dino, build_transformer, build_vae, build_vlm
 from foresight.models.errors import StackError
+from foresight.models.fingerprint import local_fingerprint
 from foresight.models.presets import STACKS, StackConfig
 from foresight.models.saving import save_stack
 from foresight.models.sigmas import sigma_schedule
@@ -111,6 +113,36 @@ def test_fingerprints_tell_weights_and_configurations_apart(
     other = save_stack(tmp_path / "other", CONFIG, dino_arch=DINO, dtype=torch.float32, **changed)
     prints = {fingerprint, Stack.load(slower).fingerprint, Stack.load(other).fingerprint}
     assert len(prints) == 3
+
+
+def test_a_fingerprint_is_known_before_the_stack_is_loaded(saved: Path, tmp_path: Path) -> None:
+    assert local_fingerprint(saved) == Stack.load(saved).fingerprint
+    assert local_fingerprint("nano", random_weights=True) == "nano-random"
+    assert local_fingerprint("full") is None
+    broken = shutil.copytree(saved, tmp_path / "broken")
+    (broken / "dino" / "model.safetensors").unlink()
+    with pytest.raises(StackError, match=r"dino: has no model\.safetensors"):
+        local_fingerprint(broken)
+
+
+def test_a_part_of_the_hub_is_known_by_its_revision_and_told_by_its_weights(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    folder, cached = tmp_path / "stack", tmp_path / "models--owner--vlm"
+    shutil.copytree(saved, folder)
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "v1").write_text("c" * 40)
+    (cached / "snapshots").mkdir()
+    (folder / "vlm").rename(cached / "snapshots" / ("c" * 40))
+    _write_config(folder, vlm="owner/vlm@v1")
+    stack = Stack.load(folder)
+    assert stack.hub_parts == {"vlm": "owner/vlm@v1"}
+    local = Stack.load(saved)
+    assert (stack.fingerprint, local.hub_parts) == (local.fingerprint, {})
 
 
 def test_saving_again_replaces_the_models_and_keeps_the_adapters(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,12 +81,24 @@ def test_an_error_inside_the_block_restores_everything() -> None:
     assert torch.distributed.is_available()
 
 
-def test_libraries_that_cannot_be_trimmed_are_imported_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", ["ImportError", "RuntimeError", "KeyError"])
+def test_libraries_that_cannot_be_trimmed_are_imported_whole_and_the_reason_is_logged(
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "stubborn.py").write_text(
-        "import compiler\nif compiler.loaded is not True: raise ImportError\n"
+        f"import compiler\nif compiler.loaded is not True: raise {error}('no compiler')\n"
     )
     monkeypatch.setattr(libraries, "_MODEL_CLASSES", ("stubborn",))
-    libraries.import_libraries()
+    with caplog.at_level(logging.DEBUG, "foresight.runtime.libraries"):
+        libraries.import_libraries()
     assert sys.modules["stubborn"].compiler.loaded is True
+    (message,) = caplog.messages
+    assert message.startswith(f"libraries cannot be trimmed, importing them whole: {error}: ")
+    assert "no compiler" in message
+
+
+def test_a_library_may_take_an_empty_module_away(tmp_path: Path) -> None:
+    (tmp_path / "remover.py").write_text("import sys, compiler\ndel sys.modules['compiler']\n")
+    with trimmed_imports():
+        importlib.import_module("remover")
+    assert importlib.import_module("compiler").loaded

@@ -153,6 +153,36 @@ def test_overwrite_replaces_every_output(make_clip: MakeClip, tmp_path: Path) ->
     assert len(list(tmp_path.iterdir())) == 4
 
 
+@pytest.mark.parametrize("lost", ["out.mp4", "both.mp4", "report.json"])
+@pytest.mark.parametrize("old", ["old", None])
+def test_a_name_that_is_lost_on_the_way_leaves_no_output(
+    lost: str,
+    old: str | None,
+    make_clip: MakeClip,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clip, report = make_clip(frames=1), job._report
+    outputs = {name: tmp_path / name for name in ("out.mp4", "both.mp4", "report.json")}
+    if old is not None:
+        for output in outputs.values():
+            output.write_text(old)
+
+    def take_name(*arguments: Any) -> Any:
+        outputs[lost].unlink(missing_ok=True)
+        outputs[lost].mkdir()
+        return report(*arguments)
+
+    monkeypatch.setattr(job, "_report", take_name)
+    options = ("--compare", outputs["both.mp4"], "--report", outputs["report.json"], "--overwrite")
+    assert run(clip, "-o", outputs["out.mp4"], *options) == 2
+    assert f"{outputs[lost]}: is a directory" in capsys.readouterr().err
+    kept = {path for name, path in outputs.items() if name == lost or old is not None}
+    assert set(tmp_path.iterdir()) == {clip} | kept
+    assert all(path.is_dir() or path.read_text() == old for path in kept)
+
+
 def test_an_interruption_in_the_middle_leaves_nothing(
     make_clip: MakeClip, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,12 +18,25 @@ from typing import Any, get_args
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from safetensors.torch import save_file
 
+from foresight.adapters import (
+    WEIGHTS,
+    AdapterConfig,
+    EngineBucket,
+    EngineTarget,
+    MemberSource,
+    build_adapter,
+    write_engine,
+)
+from foresight.models.fingerprint import local_fingerprint
 from foresight.runtime import serve as command
 from foresight.runtime.backend import BACKENDS
 from foresight.runtime.config import BackendChoice
+from foresight.runtime.engine_check import check_engine
 from foresight.runtime.frame_records import END, FRAMES_TYPE, read_records
 from foresight.runtime.server_log import configure_log
+from foresight.runtime.server_options import ServeOptions
 
 MakeClip = Callable[..., Path]
 Serve = Callable[..., Any]
@@ -210,14 +223,75 @@ def test_what_cannot_be_served_is_one_line(
     assert printed.count("\n") == 1
 
 
-@pytest.mark.slow
-def test_a_file_that_is_no_engine_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    engine = tmp_path / "adapter.engine"
-    engine.write_bytes(b"no engine")
-    assert command.main(["--adapter", str(engine), "--random-weights", "--device", "cpu", "--port", "0"]) == 2
-    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("foresight-serve: ")]
-    assert len(errors) == 1
-    assert str(engine) in errors[0]
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    """A small engine for the shipped stack."""
+    config = AdapterConfig(
+        architecture="query",
+        vlm_dim=24,
+        dino_dim=16,
+        hidden_dim=64,
+        num_layers=1,
+        num_heads=2,
+        ff_dim=32,
+        num_queries=5,
+        output_dim=12,
+    )
+    save_file(dict(build_adapter(config).state_dict()), tmp_path / "w")
+    fingerprint = local_fingerprint("nano")
+    assert fingerprint is not None
+    write_engine(
+        tmp_path / "adapter.engine",
+        [
+            MemberSource(
+                name=WEIGHTS, path=tmp_path / "w", dtype="float32", target=EngineTarget(kind="weights")
+            )
+        ],
+        adapter=config,
+        stack_fingerprint=fingerprint,
+        buckets=[EngineBucket(batch=1, vlm_tokens=24, dino_tokens=16)],
+    )
+    return tmp_path / "adapter.engine"
+
+
+def damage(engine: Path) -> None:
+    content = bytearray(engine.read_bytes())
+    content[len(content) // 2] ^= 1
+    engine.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (lambda engine: engine.write_bytes(b"no engine"), (), "is no engine with a manifest"),
+        (damage, (), f"member {WEIGHTS!r} is damaged or was changed"),
+        (lambda _: None, ("--random-weights",), "was made for the features of stack 'nano-"),
+        (lambda _: None, ("--engine-sha256", "0" * 64), "not the expected"),
+    ],
+)
+def test_a_bad_engine_is_refused_before_the_server_listens(
+    change: Callable[[Path], object],
+    arguments: tuple[str, ...],
+    message: str,
+    engine: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("foresight.adapters.cuda_driver_refusal", lambda: "no CUDA driver is installed")
+    monkeypatch.setattr("foresight.runtime.serving._listening_socket", None)
+    change(engine)
+    assert command.main(["--adapter", str(engine), "--port", "0", *arguments]) == 2
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"foresight-serve: error: {engine}: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_a_good_engine_and_a_checkpoint_folder_pass(engine: Path, tmp_path: Path) -> None:
+    check_engine(ServeOptions(adapter=engine))
+    check_engine(ServeOptions(adapter=tmp_path))
+    check_engine(ServeOptions())
 
 
 def test_without_the_extra_it_says_what_to_install(

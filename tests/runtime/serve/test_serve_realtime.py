@@ -117,6 +117,7 @@ def test_a_live_chunk_goes_before_the_next_chunk_of_a_clip(
         (RAW | {"format": "gif"}, "format 'gif': must be jpeg, png or raw"),
         (RAW | {"width": "32"}, "raw frames need width and height"),
         (RAW | {"width": 100_000, "height": 100_000}, "frames of 100000x100000: exceed the limit"),
+        (RAW | {"width": 20_000, "height": 1}, "frames of 20000x1: a side has at most 16384 pixels"),
         (RAW | {"steps": 99}, "steps 99: at most 16"),
         (RAW | {"mode": "magic"}, "mode 'magic'"),
         (RAW | {"codec": "h264"}, "start: unknown key 'codec'"),
@@ -157,6 +158,36 @@ def test_frames_of_another_size_end_the_stream(serve: Serve) -> None:
             stream.send(encoded(np.zeros((height, 32, 3), np.uint8), "png"))
         messages, _ = receive(stream)
     assert "frames change from 32x16 to 32x18" in messages[-1]["message"]
+
+
+def test_a_fault_of_the_servers_own_is_logged_and_not_told(
+    serve: Serve, slow_models: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow_models.error = ValueError("secret of the implementation")
+    with open_stream(serve(), **RAW) as stream:
+        for frame in frames_of(9):
+            stream.send(frame.tobytes())
+        messages, _ = receive(stream)
+        assert stream.close_code == 1011
+    error = messages[-1]
+    assert (error["code"], error["message"]) == ("internal", "the reconstruction failed")
+    assert error["request_id"] == stream.response.headers["X-Request-Id"]
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage() == f"request {error['request_id']} failed"
+    assert record.exc_info is not None
+    assert record.exc_info[1] is slow_models.error
+
+
+def test_a_device_fault_ends_the_stream_and_readiness(serve: Serve, slow_models: Any) -> None:
+    slow_models.error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    server = serve()
+    with open_stream(server, **RAW) as stream:
+        for frame in frames_of(9):
+            stream.send(frame.tobytes())
+        messages, _ = receive(stream)
+        assert stream.close_code == 1013
+    assert messages[-1]["message"] == "the device has failed"
+    assert server.request("GET", "/ready")[0] == 503
 
 
 def test_an_idle_stream_is_closed_and_its_place_is_free_again(serve: Serve) -> None:

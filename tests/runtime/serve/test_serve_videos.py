@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from foresight.adapters import (
     save_adapter,
     write_engine,
 )
-from foresight.media import ClipReader
+from foresight.media import ClipError, ClipReader
 from foresight.runtime import job
 from foresight.runtime.config import PipelineConfig
 from foresight.runtime.engine_models import ServedModels, load_served_models
@@ -162,27 +163,65 @@ def test_a_request_that_is_no_form_or_has_no_clip(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("accept", ["video/mp4", FRAMES_TYPE])
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
 def test_a_failure_before_the_first_frame_is_a_clean_error(
-    accept: str, serve: Serve, slow_models: Any, make_clip: MakeClip
+    kind: type[Exception],
+    accept: str,
+    serve: Serve,
+    slow_models: Any,
+    make_clip: MakeClip,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    slow_models.error = RuntimeError("secret of the implementation")
+    slow_models.error = kind("secret of the implementation")
     server = serve()
     status, headers, body = server.post(make_clip().read_bytes(), accept=accept)
     assert (status, headers["Content-Type"]) == (500, "application/json")
-    assert b"secret" not in body
+    assert json.loads(body)["error"] == {
+        "code": "internal",
+        "message": "the reconstruction failed",
+        "request_id": headers["X-Request-Id"],
+    }
+    assert logged_failure(caplog) == (headers["X-Request-Id"], slow_models.error)
     slow_models.error = None
     assert server.post(make_clip(name="b.mp4").read_bytes(), accept=accept)[0] == 200
 
 
-def test_a_failure_after_it_is_the_last_record(serve: Serve, slow_models: Any, make_clip: MakeClip) -> None:
+def logged_failure(caplog: pytest.LogCaptureFixture) -> tuple[str, BaseException | None]:
+    """The request's id and the error of the one failure in the log."""
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.exc_info is not None
+    return record.getMessage().removeprefix("request ").removesuffix(" failed"), record.exc_info[1]
+
+
+def test_a_failure_after_it_is_the_last_record(
+    serve: Serve, slow_models: Any, make_clip: MakeClip, caplog: pytest.LogCaptureFixture
+) -> None:
     slow_models.seconds = 0.2
     with serve().stream(make_clip(frames=41).read_bytes()) as response:
         records = read_records(response)
         next(records)
-        slow_models.error = RuntimeError("secret of the implementation")
+        slow_models.error = ValueError("secret of the implementation")
         *_, last = records
+        request_id = response.headers["X-Request-Id"]
     assert last.kind == ERROR
-    assert last.message == {"code": "internal", "message": "the reconstruction failed"}
+    assert last.message == {
+        "code": "internal",
+        "message": "the reconstruction failed",
+        "request_id": request_id,
+    }
+    assert logged_failure(caplog) == (request_id, slow_models.error)
+
+
+def test_a_full_disk_of_the_server_is_not_the_clips_fault(
+    serve: Serve, make_clip: MakeClip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise ClipError("/tmp/out.mp4: cannot be written (No space left on device)")
+
+    clip = make_clip().read_bytes()
+    monkeypatch.setattr("foresight.runtime.sinks.ClipWriter.close", full)
+    status, _, body = serve().post(clip)
+    assert (status, json.loads(body)["error"]["message"]) == (500, "the reconstruction failed")
 
 
 def test_a_device_fault_ends_readiness(serve: Serve, slow_models: Any, make_clip: MakeClip) -> None:
@@ -211,6 +250,12 @@ def test_a_cut_stream_of_records_is_noticed() -> None:
         list(read_records(BytesIO(b"\0\0")))
     with pytest.raises(ValueError, match="is not application/x-foresight-frames"):
         list(read_records(BytesIO(b"<html>")))
+
+
+def test_it_says_which_parts_came_from_the_hub(nano: Any) -> None:
+    assert nano.describe()["hub_parts"] == {}
+    pinned = {"vlm": "owner/name@v1"}
+    assert replace(nano, stack=replace(nano.stack, hub_parts=pinned)).describe()["hub_parts"] == pinned
 
 
 def test_an_adapter_of_its_own_serves_its_mode_alone(nano: Any, tmp_path: Path) -> None:
