@@ -1,7 +1,6 @@
 """Where a prepared adapter's time goes: the cost of its graph, cut off after every operator in turn.
 
-Run as `python -m bench.adapter_stages`. It also says what overlapping the launches and making the query inside
-the attention are worth: the choices that kernels/README.md wants measured.
+Run as `python -m bench.adapter_stages`. It also says what overlapping the launches is worth.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
 
 from foresight.kernels import LaunchTable, find_table, implementation, using_table
 from foresight.runtime import packing
@@ -42,22 +40,6 @@ class _Counting:
         return run
 
 
-class _QueryApart:
-    """The operators, with the query made by a launch of its own."""
-
-    def __init__(self) -> None:
-        self._real = implementation(torch.empty(0, device="cuda"))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-    def attend(self, query: Tensor, *arguments: Any) -> Any:
-        rest, made = arguments[:10], arguments[10:]
-        if made:
-            query = self._real.fused_linear(query.flatten(0, 1), *made)[0].view(query.shape)
-        return self._real.attend(query, *rest)
-
-
 def _using(operators: Any) -> Any:
     return patch.object(packing, "implementation", lambda _: operators)
 
@@ -84,11 +66,8 @@ def main() -> None:
         table = find_table(torch.cuda.get_device_name())
         for case in map(AdapterCase, TUNED_CASES):
             for programmatic in (0, 1, 2):
-                other = replace(table, programmatic=programmatic)
-                together = case.cost(other)
-                with _using(_QueryApart()):
-                    apart = case.cost(other)
-                print(f"{case.name}: overlap {programmatic}: {together:.2f} us, query apart {apart:.2f} us")
+                cost = case.cost(replace(table, programmatic=programmatic))
+                print(f"{case.name}: overlap {programmatic}: {cost:.2f} us")
             for name, cost in _costs(case, table):
                 print(f"    {name:16} {cost:6.2f} us", flush=True)
 

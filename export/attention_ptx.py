@@ -64,17 +64,16 @@ class AttentionTactic:
 
     rows: int
     depth: int
-    groups: int
     warps: int
     stages: int
 
 
 # TensorRT times them all when it builds and keeps the quickest.
 TACTICS: dict[int, AttentionTactic] = {
-    1: AttentionTactic(rows=16, depth=64, groups=4, warps=4, stages=2),
-    2: AttentionTactic(rows=16, depth=64, groups=2, warps=4, stages=2),
-    3: AttentionTactic(rows=32, depth=32, groups=2, warps=4, stages=2),
-    4: AttentionTactic(rows=16, depth=32, groups=1, warps=2, stages=2),
+    1: AttentionTactic(rows=16, depth=64, warps=1, stages=2),
+    2: AttentionTactic(rows=16, depth=64, warps=4, stages=2),
+    3: AttentionTactic(rows=32, depth=32, warps=2, stages=3),
+    4: AttentionTactic(rows=16, depth=32, warps=1, stages=3),
 }
 
 
@@ -94,16 +93,14 @@ def _attention_plugin(
     query, key_value, lengths, output,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, ROWS_TOTAL: tl.constexpr, SCALE: tl.constexpr,
     ALWAYS: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, ROWS: tl.constexpr,
-    DEPTH: tl.constexpr, GROUPS: tl.constexpr,
+    DEPTH: tl.constexpr,
 ):  # fmt: skip
-    # One part of the context, so that the output is whole and no logarithms are written; the query is given,
-    # so that the pointers of what would make it are not read.
+    # One part of the context, so that the output is whole and no logarithms are written.
     _attend_kernel(
-        query=query, query_weight=query, query_bias=query, query_sums=query, keys_values=key_value,
-        lengths=lengths, output=output, logs=output, queries=QUERIES, keys=KEYS, query_step=QUERIES,
-        split_keys=KEYS, scale=SCALE, always=ALWAYS, rows_total=ROWS_TOTAL, eps=0.0, QUERY_WIDTH=WIDTH,
-        KEY_WIDTH=2 * WIDTH, QUERY_AT=0, KEY_AT=0, VALUE_AT=WIDTH, HEADS=HEADS, HEAD=HEAD, SPLITS=1, ROWS=ROWS,
-        DEPTH=DEPTH, GROUPS=GROUPS, MADE=False, WIDTH=WIDTH, MADE_DEPTH=16, MADE_GROUPS=1, PROGRAMMATIC=0,
+        query=query, keys_values=key_value, lengths=lengths, output=output, logs=output, queries=QUERIES,
+        keys=KEYS, query_step=QUERIES, split_keys=KEYS, scale=SCALE, always=ALWAYS, rows_total=ROWS_TOTAL,
+        QUERY_WIDTH=WIDTH, KEY_WIDTH=2 * WIDTH, QUERY_AT=0, KEY_AT=0, VALUE_AT=WIDTH, HEADS=HEADS, HEAD=HEAD,
+        SPLITS=1, ROWS=ROWS, DEPTH=DEPTH, PROGRAMMATIC=0,
     )  # fmt: skip
 
 
@@ -131,7 +128,6 @@ def compile_attention(shape: AttentionShape, tactic: AttentionTactic, capability
         "HEAD": head,
         "ROWS": tactic.rows,
         "DEPTH": tactic.depth,
-        "GROUPS": tactic.groups,
     }
     pointer = f"*{shape.dtype}"
     signature = {"query": pointer, "key_value": pointer, "lengths": "*i32", "output": pointer}

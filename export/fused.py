@@ -73,7 +73,6 @@ class FusedAdapter(nn.Module):
         key_value = kernels.product(context.flatten(0, 1), self.keys_values.weight, self.keys_values.bias)
         key_value = key_value.view(*context.shape[:2], -1)
         hidden_states, full, query = self.query[0], self.hidden_states, self.query
-        made: tuple[Tensor | None, ...] = ()
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, _Layer)
             if index:
@@ -81,13 +80,11 @@ class FusedAdapter(nn.Module):
                 columns = (heads, 0, width, 2 * width, queries)
                 out = layer.self_out
                 hidden_states, full = kernels.attend(qkv, qkv, out.weight, out.bias, full, lengths, *columns)
-                # The attention kernel makes the later layers' queries itself.
-                query = hidden_states.view(-1, queries, width)
-                made = (layer.query.weight, layer.query.bias, layer.query.sums)
+                query = layer.query(hidden_states)[0].view(-1, queries, width)
             columns = (heads, 0, 2 * index * width, (2 * index + 1) * width, always)
             out = layer.cross_out
             hidden_states, full = kernels.attend(
-                query, key_value, out.weight, out.bias, full, lengths, *columns, *made
+                query, key_value, out.weight, out.bias, full, lengths, *columns
             )
             raised = layer.up(hidden_states, activation=True)[0]
             hidden_states, full = layer.down(raised, full)

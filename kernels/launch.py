@@ -32,7 +32,6 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
     "product": ("rows", "in_features", "out_features"),
     "linear": ("rows", "in_features", "out_features"),
     "attend": ("queries", "heads", "keys", "batch"),
-    "attend_made": ("queries", "heads", "keys", "batch"),
 }
 _FOLDER = Path(__file__).parent / "settings"
 _FALLBACK = "nvidia_h200"
@@ -43,20 +42,19 @@ class Launch:
     """Block sizes of one launch; a kernel reads those that it has.
 
     `rows` and `columns` of the output a block makes, `depth` of the contracted axis (or keys) a step takes,
-    `groups` of warps that each take a part of a step's depth, `splits` of that axis over blocks. Raises
-    ValueError for numbers that are not powers of two where Triton needs them.
+    `splits` of that axis over blocks. Raises ValueError for numbers that are not powers of two where Triton needs
+    them.
     """
 
     rows: int = 16
     columns: int = 64
     depth: int = 64
-    groups: int = 4
     splits: int = 1
     warps: int = 4
     stages: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("rows", "columns", "depth", "groups", "warps"):
+        for name in ("rows", "columns", "depth", "warps"):
             value = getattr(self, name)
             if value < 1 or value & (value - 1):
                 raise ValueError(f"{name} {value}: must be a power of two")

@@ -90,9 +90,6 @@ def attend(
     key_column: int,
     value_column: int,
     always: int,
-    query_weight: Tensor | None = None,
-    query_bias: Tensor | None = None,
-    query_sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `foresight.kernels.reference.attend`."""
     batch, keys = keys_values.shape[:2]
@@ -109,10 +106,7 @@ def attend(
         key_column,
         value_column,
         always,
-        query_weight,
-        query_bias,
-        query_sums,
-        attend=_launch("attend" if query_weight is None else "attend_made", queries, heads, keys, batch),
+        attend=_launch("attend", queries, heads, keys, batch),
         project=_launch("linear", batch * queries, width, width),
         programmatic=_programmatic(),
     )

@@ -73,9 +73,6 @@ def _(
     key_column: int,  # noqa: ARG001
     value_column: int,  # noqa: ARG001
     always: int,  # noqa: ARG001
-    query_weight: Tensor | None = None,  # noqa: ARG001
-    query_bias: Tensor | None = None,  # noqa: ARG001
-    query_sums: Tensor | None = None,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
     shape = (keys_values.shape[0] * query.shape[1], weight.shape[0])
     return query.new_empty(shape), bias.new_empty(shape)

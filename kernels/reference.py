@@ -86,23 +86,15 @@ def attend(
     key_column: int,
     value_column: int,
     always: int,
-    query_weight: Tensor | None = None,
-    query_bias: Tensor | None = None,
-    query_sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention, its output projection and the residual around both.
 
     `query` [B or 1, Q, ...] and `keys_values` [B, T, ...] hold the query, the keys and the values in
     hidden_dim columns from those named on, split into `heads`; `weight` is [hidden_dim, hidden_dim]. Of the
     keys of row b the first `always` + `lengths[b]` ([B] int32) take part. `bias` [hidden_dim] and `residual`
-    [B * Q or Q, hidden_dim] are fp32. With `query_weight` [hidden_dim, hidden_dim] `query` holds what the
-    query is made from, as `fused_linear` does with a weight, a bias and sums. Returns [B * Q, hidden_dim] of
-    the input's type and the same as fp32.
+    [B * Q or Q, hidden_dim] are fp32. Returns [B * Q, hidden_dim] of the input's type and the same as fp32.
     """
     width = weight.shape[0]
-    if query_weight is not None and query_bias is not None:
-        made = fused_linear(query.flatten(0, 1), query_weight, query_bias, query_sums)[0]
-        query = made.view(*query.shape[:2], width)
     batch, total = keys_values.shape[:2]
     columns = ((query, query_column), (keys_values, key_column), (keys_values, value_column))
     q, k, v = (

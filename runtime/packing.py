@@ -68,18 +68,14 @@ class PackedAdapter:
         kv = kv.view(*context.shape[:2], -1)
         hidden_states, full, query = self.query[0], self.hidden_states, self.query
         queries, always = self.config.num_queries, dino.shape[1]
-        made: tuple[Tensor | None, ...] = ()
         for index, layer in enumerate(self.layers):
             if layer.qkv is not None and layer.self_out is not None and layer.query is not None:
                 qkv = _linear(hidden_states, layer.qkv)[0].view(-1, queries, 3 * width)
                 out, columns = layer.self_out, (heads, 0, width, 2 * width, queries)
                 hidden_states, full = kernels.attend(qkv, qkv, out.weight, out.bias, full, lengths, *columns)
-                made = layer.query.weight, layer.query.bias, layer.query.sums
-                query = hidden_states.view(-1, queries, width)
+                query = _linear(hidden_states, layer.query)[0].view(-1, queries, width)
             out, columns = layer.cross_out, (heads, 0, 2 * index * width, (2 * index + 1) * width, always)
-            hidden_states, full = kernels.attend(
-                query, kv, out.weight, out.bias, full, lengths, *columns, *made
-            )
+            hidden_states, full = kernels.attend(query, kv, out.weight, out.bias, full, lengths, *columns)
             raised = _linear(hidden_states, layer.up, activation=True)[0]
             hidden_states, full = _linear(raised, layer.down, residual=full)
         output = _linear(hidden_states, self.out)[0].view(-1, queries, self.config.output_dim)

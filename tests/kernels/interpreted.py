@@ -56,7 +56,7 @@ def test_product(sizes: Sizes, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("depth", [32, 512])
 def test_linear(sizes: Sizes, dtype: torch.dtype, kind: str, depth: int) -> None:
     arguments = Make(sizes, dtype).linear(kind)
-    launch = Launch(rows=16, columns=32, depth=depth, groups=2)
+    launch = Launch(rows=16, columns=32, depth=depth)
     actual = launch_linear(*arguments, launch=launch, programmatic=0)
     for one, other in zip(actual, reference.fused_linear(*arguments), strict=True):
         assert one.shape == other.shape
@@ -65,13 +65,13 @@ def test_linear(sizes: Sizes, dtype: torch.dtype, kind: str, depth: int) -> None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["first", "cross", "made", "self"])
+@pytest.mark.parametrize("kind", ["first", "cross", "self"])
 @pytest.mark.parametrize("splits", [1, 3])
 def test_attend(sizes: Sizes, dtype: torch.dtype, kind: str, splits: int) -> None:
     arguments = Make(sizes, dtype).attend(kind)
     attend, project = (
-        Launch(depth=16, groups=1, splits=splits),
-        Launch(rows=16, columns=32, depth=32, groups=2),
+        Launch(depth=16, splits=splits),
+        Launch(rows=16, columns=32, depth=32),
     )
     actual = launch_attend(*arguments, attend=attend, project=project, programmatic=0)
     for one, other in zip(actual, reference.attend(*arguments), strict=True):
@@ -85,9 +85,8 @@ SMALL = LaunchTable(
         "project": {(32, 9, 96, 64): Launch(rows=16, columns=32, depth=32, splits=2)},
         "finish": {(41, 96): Launch(rows=4)},
         "product": {(41, 64, 256): Launch(rows=32, columns=64, depth=32)},
-        "linear": {(20, 64, 64): Launch(rows=16, columns=64, depth=64, groups=2)},
-        "attend": {(20, 2, 41, 1): Launch(depth=32, groups=2, splits=2)},
-        "attend_made": {(20, 2, 41, 1): Launch(depth=32, groups=2, splits=2)},
+        "linear": {(20, 64, 64): Launch(rows=16, columns=64, depth=64)},
+        "attend": {(20, 2, 41, 1): Launch(depth=32, splits=2)},
     },
 )
 

@@ -93,10 +93,7 @@ class Make:
         return x, weight, self.vector(dims[1]), sums, residual, kind == "up"
 
     def attend(self, kind: str) -> Arguments:
-        """Arguments of `attend`: "first" has one query for all rows, "cross" one each, "self" no context.
-
-        "made" has a query that is still to be made.
-        """
+        """Arguments of `attend`: "first" has one query for all rows, "cross" one each, "self" no context."""
         s, lengths = self.sizes, self.lengths()
         rest = self.weight(s.width, s.width), self.vector(s.width), self.vector(s.queries, s.width), lengths
         if kind == "self":
@@ -104,8 +101,4 @@ class Make:
             return qkv, qkv, *rest, s.heads, 0, s.width, 2 * s.width, s.queries
         keys_values = self.random(s.batch, s.dino_tokens + s.vlm_tokens, 4 * s.width)
         query = self.random(1 if kind == "first" else s.batch, s.queries, s.width)
-        arguments = query, keys_values, *rest, s.heads, 0, 2 * s.width, 3 * s.width, s.dino_tokens
-        if kind != "made":
-            return arguments
-        made = self.weight(s.width, s.width)
-        return *arguments, made, self.vector(s.width), made.float().sum(1)
+        return query, keys_values, *rest, s.heads, 0, 2 * s.width, 3 * s.width, s.dino_tokens

@@ -69,7 +69,6 @@ def test_a_chosen_table_counts_until_its_block_ends() -> None:
         ("product", (640, 448, 1792)),
         ("linear", (77, 4608, 1152)),
         ("attend", (77, 7, 77, 1)),
-        ("attend_made", (77, 18, 640, 1)),
     ],
 )
 def test_every_kernel_has_launches_to_try(kernel: str, shape: tuple[int, ...]) -> None:

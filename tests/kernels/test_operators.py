@@ -27,7 +27,6 @@ MAKERS: dict[str, tuple[str, Callable[[Make], Arguments]]] = {
     "out": ("fused_linear", lambda make: make.linear("out")),
     "first": ("attend", lambda make: make.attend("first")),
     "cross": ("attend", lambda make: make.attend("cross")),
-    "made": ("attend", lambda make: make.attend("made")),
     "self": ("attend", lambda make: make.attend("self")),
 }
 SIZES = {

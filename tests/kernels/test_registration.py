@@ -20,7 +20,6 @@ MAKERS: dict[str, tuple[str, Callable[[Make], Arguments]]] = {
     "up": ("fused_linear", lambda make: make.linear("up")),
     "down": ("fused_linear", lambda make: make.linear("down")),
     "first": ("attend", lambda make: make.attend("first")),
-    "made": ("attend", lambda make: make.attend("made")),
     "self": ("attend", lambda make: make.attend("self")),
 }
 
@@ -41,7 +40,7 @@ def test_opcheck_passes(kernel: str) -> None:
     torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
-@pytest.mark.parametrize(("kernel", "launches"), [("context", 2), ("product", 1), ("up", 1), ("made", 2)])
+@pytest.mark.parametrize(("kernel", "launches"), [("context", 2), ("product", 1), ("up", 1), ("first", 2)])
 def test_a_trace_sees_the_kernels(kernel: str, launches: int) -> None:
     name, arguments = arguments_of(kernel, torch.bfloat16)
     operator = getattr(torch.ops.foresight, name)
