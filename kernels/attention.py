@@ -106,8 +106,7 @@ def launch_attend(
     steps = triton.cdiv(keys, attend.depth)
     split_keys = triton.cdiv(steps, min(attend.splits, steps)) * attend.depth
     splits = triton.cdiv(keys, split_keys)
-    dtype = torch.float32 if splits > 1 else query.dtype
-    mixed = torch.empty((splits, batch * queries, width), dtype=dtype, device=query.device)
+    mixed = torch.empty((splits, batch * queries, width), dtype=query.dtype, device=query.device)
     logs = torch.empty((splits, batch * queries, heads), dtype=torch.float32, device=query.device)
     start(
         _attend_kernel, (triton.cdiv(queries, attend.rows), batch * heads, splits), attend, programmatic,

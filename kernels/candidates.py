@@ -45,7 +45,9 @@ def _product(shape: Sequence[int]) -> list[Launch]:  # noqa: ARG001
 
 
 def _linear(shape: Sequence[int]) -> list[Launch]:
+    rows_total, dim, width = shape
     tiles = [
+        (16, 16, 2),
         (16, 32, 2),
         (16, 32, 4),
         (16, 64, 4),
@@ -53,22 +55,27 @@ def _linear(shape: Sequence[int]) -> list[Launch]:
         (32, 64, 4),
         (64, 32, 4),
         (64, 64, 4),
-        (128, 32, 4),
-        (128, 64, 8),
     ]
-    return [
+    found = [
         Launch(rows=rows, columns=columns, depth=depth, warps=warps, stages=stages)
-        for (rows, columns, warps), depth, stages in combinations(tiles, (64, 128), (3, 5))
-        if -(-shape[0] // rows) * -(-shape[2] // columns) <= 600
+        for (rows, columns, warps), (depth, stages) in combinations(tiles, ((64, 5), (128, 3), (128, 5)))
     ]
+    # All of the contracted axis in one step, where a thread can hold its share.
+    whole = 1 << (dim - 1).bit_length()
+    found += [
+        Launch(rows=rows, columns=columns, depth=whole, warps=warps, stages=1)
+        for rows, columns, warps in combinations((16, 32), (16, 32, 64), (4, 8))
+        if whole * (rows + columns) <= min(192 * 32 * warps, 100_000)
+    ]
+    return [each for each in found if -(-rows_total // each.rows) * -(-width // each.columns) <= 600]
 
 
 def _attend(shape: Sequence[int]) -> list[Launch]:
     queries, heads, keys, batch = shape
-    tiles = [(16, 1), (16, 2), (16, 4), (32, 2), (32, 4), (64, 4)]
+    tiles = [(16, 1), (16, 2), (16, 4), (32, 2), (64, 4)]
     return [
         Launch(rows=rows, depth=depth, splits=splits, warps=warps, stages=3)
-        for (rows, warps), depth, splits in combinations(tiles, (32, 64, 128), (1, 2, 4, 6))
+        for (rows, warps), depth, splits in combinations(tiles, (32, 64, 128), (1, 2, 3, 5, 8))
         if depth * (splits - 1) < keys
         and (depth < 128 or warps > 1)
         and -(-queries // rows) * heads * batch * splits <= 600

@@ -3,8 +3,10 @@
 # ruff: noqa: N803
 """The kernel for products with few rows: a linear layer with norm, GELU and residual folded in.
 
-77 rows make little work, so that tiles are small enough to give every multiprocessor one, and the loads of the next
-steps are in flight while one is multiplied. The norm's statistics come from the tile that is loaded anyway.
+77 rows make little work, so that tiles are small enough to give every multiprocessor one. A block takes the contracted
+axis in one step if it is short, its weights asked for before it waits for the kernel that makes its input; else in
+steps, the loads of the next ones in flight while one is multiplied. The norm's statistics come from the input that is
+loaded anyway; they are summed element by element, because a sum over warps in every step costs more than the product.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ def _linear_kernel(
 ):  # fmt: skip
     if PROGRAMMATIC == 1:
         gdc_launch_dependents()
+    whole: tl.constexpr = DIM <= DEPTH and SPLITS == 1
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     depths = tl.arange(0, DEPTH)
@@ -40,6 +43,9 @@ def _linear_kernel(
     shift = tl.load(bias + columns, mask=used, other=0.0)
     if NORM:
         column_sums = tl.load(sums + columns, mask=used, other=0.0)
+    weights = weight + columns[None, :] * DIM
+    if whole:
+        w = tl.load(weights + depths[:, None], mask=used[None, :] & (depths < DIM)[:, None], other=0.0)
     if PROGRAMMATIC > 0:
         gdc_wait()
     if PROGRAMMATIC == 2:
@@ -48,32 +54,35 @@ def _linear_kernel(
         kept = tl.load(
             residual + (rows % residual_rows)[:, None] * WIDTH + columns[None, :], mask=filled, other=0.0
         )
-    total = tl.zeros((ROWS,), tl.float32)
-    squares = tl.zeros((ROWS,), tl.float32)
+    values = tl.zeros((ROWS, DEPTH), tl.float32)
+    squares = tl.zeros((ROWS, DEPTH), tl.float32)
     result = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in range(0, DIM, DEPTH):
-        here = depths + step
-        if SPLITS > 1:
-            a = _merge(x, logs, rows, here, step // HEAD, inside, rows_total, DIM, HEAD, SPLITS)
-            a = a.to(weight.dtype.element_ty)
-        else:
-            a = tl.load(
-                x + rows[:, None] * DIM + here[None, :],
-                mask=inside[:, None] & (here < DIM)[None, :],
-                other=0.0,
-            )
-        w = tl.load(
-            weight + columns[None, :] * DIM + here[:, None],
-            mask=used[None, :] & (here < DIM)[:, None], other=0.0,
-        )  # fmt: skip
+    if whole:
+        valid = inside[:, None] & (depths < DIM)[None, :]
+        a = tl.load(x + rows[:, None] * DIM + depths[None, :], mask=valid, other=0.0)
         if NORM:
             values = a.to(tl.float32)
-            total += tl.sum(values, axis=1)
-            squares += tl.sum(values * values, axis=1)
+            squares = values * values
         result = tl.dot(a, w, result, input_precision="ieee")
+    else:
+        for step in range(0, DIM, DEPTH):
+            here = depths + step
+            if SPLITS > 1:
+                a = _merge(x, logs, rows, here, step // HEAD, inside, rows_total, DIM, HEAD, SPLITS)
+                a = a.to(weight.dtype.element_ty)
+            else:
+                valid = inside[:, None] & (here < DIM)[None, :]
+                a = tl.load(x + rows[:, None] * DIM + here[None, :], mask=valid, other=0.0)
+            w = tl.load(weights + here[:, None], mask=used[None, :] & (here < DIM)[:, None], other=0.0)
+            if NORM:
+                part = a.to(tl.float32)
+                values += part
+                squares += part * part
+            result = tl.dot(a, w, result, input_precision="ieee")
     if NORM:
-        mean = total / DIM
-        variance = tl.maximum(squares / DIM - mean * mean, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        mean = tl.sum(values, axis=1) / DIM
+        variance = tl.sum(squares, axis=1) / DIM - mean * mean
+        variance = tl.maximum(variance, 0.0, propagate_nan=tl.PropagateNan.ALL)
         # In fp64 where a compiler traces the launch.
         rstd = tl.rsqrt(variance + tl.cast(eps, tl.float32))
         result = rstd[:, None] * (result - mean[:, None] * column_sums[None, :])
@@ -125,8 +134,8 @@ def launch_linear(
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernel; arguments and result are those of `reference.fused_linear`.
 
-    With `logs` [S, R, heads] fp32, `hidden_states` [S, R, K] fp32 holds the parts of an attention over a split
-    context, which are merged first.
+    With `logs` [S, R, heads] fp32, `hidden_states` [S, R, K] holds the parts of an attention over a split context,
+    which are merged first.
     """
     rows, dim = hidden_states.shape[-2:]
     width = weight.shape[0]
