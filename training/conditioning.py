@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from foresight.training.losses import pixel_loss
 
 __all__ = [
-    "SETTLED_TOKEN_NOISE",
     "ConditioningEncoder",
     "VelocityTask",
     "pack_latents",
@@ -22,19 +21,17 @@ __all__ = [
 
 TIME_SHIFT = 2.0
 AT_ONE = 0.25
-TOKEN_NOISE = 0.1
-SETTLED_TOKEN_NOISE = 0.03
 DECODED_CLIPS = 8
 
 
 class ConditioningEncoder(nn.Module):
     """Turn model-space latents [B, 128, T', H', W'] into `num_queries` tokens [B, 77, 4096].
 
-    Two self-attention layers over the latents, three layers in which learned queries read them. It is wider than the
-    transformer that reads its tokens: with a width of 256 and two readers it, and not the transformer, was what lost
-    the detail. While training, `noise` before the last projection makes the content speak up: with little of it a
-    fresh transformer's tokens end up as large constants with the content in small deviations, which neither it nor
-    an adapter learns to use well.
+    Self-attention layers over the latents, then readers, in which learned queries read them. The one that steers a
+    finished transformer is wider than that: at a width of 256 with two readers it, and not the transformer, was what
+    lost the detail. While training, `noise` before the last projection makes the content speak up: with little of it
+    a fresh transformer's tokens end up as large constants with the content in small deviations, which neither it nor
+    an adapter learns to use well; a finished transformer needs less.
     """
 
     def __init__(
@@ -45,7 +42,9 @@ class ConditioningEncoder(nn.Module):
         width: int = 512,
         num_queries: int = 77,
         output_dim: int = 4096,
-        noise: float = TOKEN_NOISE,
+        num_encoders: int = 2,
+        num_readers: int = 3,
+        noise: float = 0.03,
     ) -> None:
         super().__init__()
         self.noise = noise
@@ -60,10 +59,10 @@ class ConditioningEncoder(nn.Module):
         }
         heads = max(1, width // 64)
         self.encoders = nn.ModuleList(
-            [nn.TransformerEncoderLayer(width, heads, 4 * width, **options) for _ in range(2)]
+            [nn.TransformerEncoderLayer(width, heads, 4 * width, **options) for _ in range(num_encoders)]
         )
         self.readers = nn.ModuleList(
-            [nn.TransformerDecoderLayer(width, heads, 4 * width, **options) for _ in range(3)]
+            [nn.TransformerDecoderLayer(width, heads, 4 * width, **options) for _ in range(num_readers)]
         )
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, output_dim)
@@ -122,7 +121,7 @@ def velocity(transformer: Any, latents: Tensor, sigmas: Tensor, tokens: Tensor, 
 
 
 class VelocityTask(nn.Module):
-    """The nano transformer and its conditioning encoder, trained together to predict velocities.
+    """The nano transformer and its conditioning encoder, trained to predict velocities, together unless one is frozen.
 
     `draw` gives model-space latents [B, C, T', H', W'] of a batch of clips. With a `decode` from there to video, a few
     estimates from pure noise are decoded and compared with what the autoencoder makes of the true latents.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -22,12 +23,12 @@ from foresight.models.vlm import QwenLatentExtractor
 from foresight.training.adapter import AdapterTrainer
 from foresight.training.autoencoder import AutoencoderTask, DecoderTask, initialise, measure_latents
 from foresight.training.clips import ClipPool
-from foresight.training.conditioning import SETTLED_TOKEN_NOISE, ConditioningEncoder, VelocityTask
+from foresight.training.conditioning import ConditioningEncoder, VelocityTask
 from foresight.training.config import AdapterTrainingConfig, NanoConfig, write_options
 from foresight.training.device import choose_device
 from foresight.training.examples import ExampleSource, KeptExamples, LatentPool
 from foresight.training.loop import Loop, LoopConfig
-from foresight.training.presets import SETTLING, STAGES, StagePreset
+from foresight.training.presets import STAGES
 from foresight.training.pretraining import MaskedPatchTask, SceneTask
 
 __all__ = ["NanoTraining"]
@@ -120,37 +121,34 @@ class NanoTraining:
         return self.fit("vlm", task) and self.keep("vlm", vlm.tower)
 
     def train_transformer(self) -> bool:
-        """The transformer, together with the conditioning encoder that its adapter will imitate."""
-        transformer, encoder = self.fresh("transformer"), self.untrained_conditioning()
+        """The transformer, together with a narrow conditioning encoder that nobody needs afterwards."""
+        transformer = self.fresh("transformer")
+        encoder = self.untrained_conditioning(width=256, num_encoders=1, num_readers=2, noise=0.1)
+        task = VelocityTask(
+            transformer, encoder, self.latent_pool.draw, self.batch("transformer"), CONFIG.fps
+        )
+        return self.fit("transformer", task) and self.keep("transformer", transformer)
+
+    def train_conditioning_encoder(self) -> bool:
+        """The best that the finished transformer can be told about a clip, for its adapter to imitate."""
+        transformer, encoder = freeze(self.load("transformer")), self.untrained_conditioning()
         task = VelocityTask(
             transformer,
             encoder,
-            LatentPool(LTXLatentExtractor(self.vae), self.pool).draw,
-            self.batch("transformer"),
+            self.latent_pool.draw,
+            self.batch("conditioning_encoder"),
             CONFIG.fps,
+            lambda latents: self.vae.decoder(denormalize_latents(latents, self.vae)),
         )
-        if self.start is not None:
-            encoder.noise = SETTLED_TOKEN_NOISE
-            task.decode = lambda latents: self.vae.decoder(denormalize_latents(latents, self.vae))
-            # What a fresh encoder asks for at first would undo what the transformer knows.
-            transformer.requires_grad_(False)
-            if not self.fit("conditioning_encoder", task, SETTLING):
-                return False
-            transformer.requires_grad_(True)
-        return (
-            self.fit("transformer", task)
-            and self.keep("conditioning_encoder", encoder)
-            and self.keep("transformer", transformer)
-        )
+        return self.fit("conditioning_encoder", task) and self.keep("conditioning_encoder", encoder)
 
     def train_conditioning_10m(self) -> bool:
-        """The adapter whose tokens steer the transformer, with the conditioning encoder to imitate."""
-        path = self.weights("conditioning_encoder")
-        if not path.exists():
-            raise ValueError(f"{path} is missing: train stage 'transformer' first")
-        teacher = self.untrained_conditioning()
-        load_model(teacher, str(path))
-        freeze(teacher)
+        """The adapter whose tokens steer the transformer, with the conditioning encoder to imitate if there is one."""
+        path, teacher = self.weights("conditioning_encoder"), None
+        if path.exists():
+            teacher = self.untrained_conditioning()
+            load_model(teacher, str(path))
+            freeze(teacher)
         return self.train_adapter("conditioning_10m", "query", teacher)
 
     def train_latent_10m(self) -> bool:
@@ -231,10 +229,14 @@ class NanoTraining:
         """The clip encoder as its training begins."""
         return QwenLatentExtractor(self.fresh("vlm"), CONFIG.vlm_size, CONFIG.vlm_frames).to(self.device)
 
-    def untrained_conditioning(self) -> ConditioningEncoder:
+    def untrained_conditioning(self, **sizes: Any) -> ConditioningEncoder:
         """A fresh conditioning encoder."""
-        frames, rows, columns = CONFIG.latent_size
-        return ConditioningEncoder(frames * rows * columns).to(self.device)
+        return ConditioningEncoder(math.prod(CONFIG.latent_size), **sizes).to(self.device)
+
+    @cached_property
+    def latent_pool(self) -> LatentPool:
+        """The latents of the training clips."""
+        return LatentPool(LTXLatentExtractor(self.vae), self.pool)
 
     def batch(self, stage: str) -> int:
         """A stage's clips a step."""
@@ -244,14 +246,13 @@ class NanoTraining:
         """A stage's steps at the configured length."""
         return max(1, round(STAGES[stage].steps * self.config.length))
 
-    def fit(self, stage: str, task: nn.Module, preset: StagePreset | None = None) -> bool:
-        """Run the loop; False where the time ran out. Only the rates of a stage's own preset are scaled."""
-        rate = self.config.rate if preset is None else 1.0
-        preset = preset or STAGES[stage]
+    def fit(self, stage: str, task: nn.Module) -> bool:
+        """Run the loop with the stage's preset; False where the time ran out."""
+        preset = STAGES[stage]
         loop = LoopConfig(
-            steps=max(1, round(preset.steps * self.config.length)),
-            muon_rate=rate * preset.muon_rate,
-            adamw_rate=rate * preset.adamw_rate,
+            steps=self.steps(stage),
+            muon_rate=self.config.rate * preset.muon_rate,
+            adamw_rate=self.config.rate * preset.adamw_rate,
         )
         adamw: tuple[str, ...] = task.ADAMW  # type: ignore[assignment]
         loss: Callable[[], dict[str, Tensor]] = task

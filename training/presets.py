@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["SETTLING", "STAGES", "StagePreset"]
+__all__ = ["STAGES", "StagePreset"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,9 +18,6 @@ class StagePreset:
     adamw_rate: float
 
 
-# A fresh conditioning encoder beside a transformer that is trained already.
-SETTLING = StagePreset(steps=10_000, batch=128, muon_rate=2e-3, adamw_rate=5e-4)
-
 # In the order in which the stages depend on each other; the steps are those of the shipped weights.
 STAGES: Mapping[str, StagePreset] = {
     "vae": StagePreset(steps=53_034, batch=16, muon_rate=1e-3, adamw_rate=5e-4),
@@ -28,6 +25,7 @@ STAGES: Mapping[str, StagePreset] = {
     "dino": StagePreset(steps=3_600, batch=64, muon_rate=1.5e-3, adamw_rate=5e-4),
     "vlm": StagePreset(steps=6_700, batch=64, muon_rate=1.5e-3, adamw_rate=5e-4),
     "transformer": StagePreset(steps=16_821, batch=128, muon_rate=2e-3, adamw_rate=5e-4),
+    "conditioning_encoder": StagePreset(steps=15_000, batch=128, muon_rate=2e-3, adamw_rate=5e-4),
     "conditioning_10m": StagePreset(steps=9_275, batch=64, muon_rate=1.5e-3, adamw_rate=5e-4),
     "latent_10m": StagePreset(steps=6_889, batch=64, muon_rate=1.5e-3, adamw_rate=5e-4),
 }

@@ -35,7 +35,7 @@ def test_training_goes_on_from_a_finished_stack(tmp_path: Path) -> None:
     config = NanoConfig(
         run=tmp_path,
         start_from="nano",
-        stages=("decoder", "transformer", "conditioning_10m"),
+        stages=("decoder", "conditioning_encoder", "conditioning_10m"),
         device="cpu",
         pool=16,
         length=1e-6,
