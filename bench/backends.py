@@ -59,7 +59,7 @@ class Contest:
             try:
                 self.backends[name] = open_backend(engine, backend=name, **options)
             except ValueError as error:
-                self.passed_over[name] = str(error).partition("(")[2].rstrip(")")
+                self.passed_over[name] = str(error).partition("(")[2].removesuffix(")")
         case = parity_cases(self.reference, [self.bucket], static=True)[0]
         self._features = [
             each.to(device, self.dtype) for each in (case.vlm_hidden_states, case.dino_hidden_states)

@@ -18,7 +18,7 @@ from foresight.export.errors import ExportError
 from foresight.export.grids import parse_bucket, stack_bucket
 from foresight.export.options import TARGETS, ExportOptions
 from foresight.export.request import Request
-from foresight.export.targets import target_makers
+from foresight.export.targets import LeftOut, target_makers
 from foresight.models.stack_file import load_config
 
 __all__ = ["ExportResult", "export_engine"]
@@ -36,9 +36,9 @@ def export_engine(options: ExportOptions, *, say: Callable[[str], None] = lambda
     """Compile a checkpoint; `say` gets one line for every member.
 
     Targets that were not asked for by name are left out where this machine lacks something, and so is every
-    member out of tolerance. Raises ValueError (ExportError, AdapterError, EngineError) in one line for what
-    the user can mend: a named target that cannot be made or is out of tolerance among them. Nothing is
-    written then.
+    member that cannot be run or is out of tolerance. Raises ValueError (ExportError, AdapterError, EngineError)
+    in one line for what the user can mend: a named target that cannot be made, cannot be run or is out of
+    tolerance among them. Nothing is written then.
     """
     if options.output.exists() and not options.overwrite:
         raise ExportError(f"{options.output}: exists, use --overwrite to replace it")
@@ -53,12 +53,16 @@ def export_engine(options: ExportOptions, *, say: Callable[[str], None] = lambda
             if options.targets and name not in options.targets:
                 continue
             reason = makers[name].lacking(options)
-            if reason is None:
-                made = makers[name].make(request)
-                members += [each for each in made if _within(each, say)]
-                left_out |= {each.name: _distance(each) for each in made if each not in members}
-            else:
+            if reason is not None:
                 left_out[name] = reason
+                continue
+            for each in makers[name].make(request):
+                if isinstance(each, LeftOut):
+                    left_out[each.name] = each.reason
+                elif _within(each, say):
+                    members.append(each)
+                else:
+                    left_out[each.name] = _distance(each)
         for what, why in left_out.items():
             if options.targets:
                 raise ExportError(f"{what}: cannot be made here, {why}")

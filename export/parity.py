@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from foresight.adapters import Adapter, Compiled, EngineBucket, EngineParity, Grid, engine_inputs
 from foresight.export.grids import find_grid
 
-__all__ = ["ParityCase", "example_inputs", "measure_parity", "parity_cases"]
+__all__ = ["ParityCase", "compare_outputs", "example_inputs", "measure_parity", "parity_cases"]
 
 _TOLERANCE = 1e-4
 
@@ -76,7 +76,20 @@ def measure_parity(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> EngineParity:
-    """Compare with `adapter`, which is fp32, over all cases; `dtype` and `device` are those of `compiled`.
+    """Run `compiled`, whose dtype and device are given, on all cases and compare: see `compare_outputs`."""
+    outputs = (compiled(case.inputs(dtype)) for case in cases)
+    return compare_outputs(adapter, cases, outputs, dtype=dtype, device=device)
+
+
+def compare_outputs(
+    adapter: Adapter,
+    cases: Sequence[ParityCase],
+    outputs: Iterable[Tensor],
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> EngineParity:
+    """Compare a member's output for every case with `adapter`, which is fp32; the member is of `dtype` on `device`.
 
     An fp32 member may differ by 1e-4. One of a lower precision may differ by twice what eager PyTorch in that
     precision does, and that much more (the rule of flash-attention's tests). The figure is of the case that comes
@@ -86,12 +99,12 @@ def measure_parity(
     if dtype != torch.float32:
         low = copy.deepcopy(adapter).to(device=device, dtype=dtype)
     worst = (0.0, _TOLERANCE)
-    for case in cases:
+    for case, output in zip(cases, outputs, strict=True):
         reference = case.eager(adapter)
         bound = _TOLERANCE
         if low is not None:
             bound += 2 * _distance(case.eager(low), reference)
-        error = _distance(compiled(case.inputs(dtype)).float().cpu(), reference)
+        error = _distance(output.float().cpu(), reference)
         worst = max(worst, (error, bound), key=lambda pair: pair[0] / pair[1])
     return EngineParity(max_error=min(worst[0], 1e30), bound=worst[1], cases=len(cases))
 

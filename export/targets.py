@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,22 +16,33 @@ from foresight.adapters import (
     EngineHost,
     EngineTarget,
     MemberSource,
-    open_aoti,
     open_onnx,
 )
 from foresight.export.aoti import export_aoti
 from foresight.export.fused import FusedAdapter, can_fuse
 from foresight.export.onnx_file import export_onnx
 from foresight.export.options import ExportOptions, TargetName
-from foresight.export.parity import measure_parity, parity_cases
+from foresight.export.parity import ParityCase, compare_outputs, measure_parity, parity_cases
 from foresight.export.portable import PortableAdapter
 from foresight.export.request import Request
 from foresight.export.tensorrt_target import lacking_for_tensorrt, make_tensorrt
+from foresight.export.trial import TrialError, try_package
 
-__all__ = ["Target", "target_makers"]
+__all__ = ["LeftOut", "Made", "Target", "target_makers"]
 
 # With one of these a CPU multiplies in bfloat16, about twice as fast as in float32.
 _BFLOAT16_INSTRUCTIONS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """A target or member that the engine goes without, and why in half a sentence."""
+
+    name: str
+    reason: str
+
+
+Made = MemberSource | LeftOut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +50,7 @@ class Target:
     """One target: `lacking` says what this machine lacks for it (None for nothing), `make` compiles."""
 
     lacking: Callable[[ExportOptions], str | None]
-    make: Callable[[Request], list[MemberSource]]
+    make: Callable[[Request], Sequence[Made]]
 
 
 def target_makers() -> Mapping[TargetName, Target]:
@@ -69,19 +81,18 @@ def _lacking_for_cpu(_options: ExportOptions) -> str | None:
     return None if shutil.which("g++") or shutil.which("clang++") else "no C++ compiler found"
 
 
-def _make_cpu(request: Request) -> list[MemberSource]:
+def _make_cpu(request: Request) -> list[Made]:
     members = [_cpu_member(request, "cpu.pt2", torch.float32)]
     if EngineHost.of("cpu").instructions & _BFLOAT16_INSTRUCTIONS:
         members.append(_cpu_member(request, "cpu-bfloat16.pt2", torch.bfloat16))
     return members
 
 
-def _cpu_member(request: Request, name: str, dtype: torch.dtype) -> MemberSource:
+def _cpu_member(request: Request, name: str, dtype: torch.dtype) -> Made:
     path, device = request.folder / name, torch.device("cpu")
     module = PortableAdapter(request.adapter).to(dtype)
     export_aoti(module, request.adapter, request.buckets[0], path, dtype=dtype)
     cases = parity_cases(request.adapter, request.buckets, static=False)
-    parity = measure_parity(request.adapter, cases, open_aoti(path, device), dtype=dtype)
     host = EngineHost.of(device)
     target = EngineTarget(
         kind="aoti",
@@ -90,8 +101,7 @@ def _cpu_member(request: Request, name: str, dtype: torch.dtype) -> MemberSource
         capability=" ".join(sorted(host.instructions)),
         runtime=host.torch_version,
     )
-    kind = str(dtype).removeprefix("torch.")
-    return MemberSource(name=name, path=path, dtype=kind, target=target, parity=parity)
+    return _tried(request, path, cases, target, dtype, device)
 
 
 def _lacking_for_cuda(options: ExportOptions) -> str | None:
@@ -100,7 +110,7 @@ def _lacking_for_cuda(options: ExportOptions) -> str | None:
     return _lacking_for_cpu(options)
 
 
-def _make_cuda(request: Request) -> list[MemberSource]:
+def _make_cuda(request: Request) -> list[Made]:
     device = torch.device("cuda", torch.cuda.current_device())
     if not can_fuse(request.adapter.config):
         portable = PortableAdapter(request.adapter).to(device, request.gpu_dtype)
@@ -110,7 +120,7 @@ def _make_cuda(request: Request) -> list[MemberSource]:
     return [_cuda_member(request, module, bucket) for bucket in request.buckets]
 
 
-def _cuda_member(request: Request, module: nn.Module, bucket: EngineBucket | None) -> MemberSource:
+def _cuda_member(request: Request, module: nn.Module, bucket: EngineBucket | None) -> Made:
     device = torch.device("cuda", torch.cuda.current_device())
     host, dtype, static = EngineHost.of(device), request.gpu_dtype, bucket is not None
     stem = f"cuda-{host.gpu}"
@@ -118,10 +128,24 @@ def _cuda_member(request: Request, module: nn.Module, bucket: EngineBucket | Non
     buckets = request.buckets if bucket is None else [bucket]
     export_aoti(module, request.adapter, buckets[0], path, dtype=dtype, static=static)
     cases = parity_cases(request.adapter, buckets, static=static)
-    parity = measure_parity(request.adapter, cases, open_aoti(path, device), dtype=dtype, device=device)
     target = EngineTarget(
         kind="aoti", device="cuda", architecture=host.gpu, runtime=host.torch_version, bucket=bucket
     )
-    return MemberSource(
-        name=path.name, path=path, dtype=request.options.gpu_dtype, target=target, parity=parity
-    )
+    return _tried(request, path, cases, target, dtype, device)
+
+
+def _tried(
+    request: Request,
+    path: Path,
+    cases: Sequence[ParityCase],
+    target: EngineTarget,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Made:
+    try:
+        outputs = try_package(path, [case.inputs(dtype) for case in cases], device)
+    except TrialError as error:
+        return LeftOut(name=path.name, reason=str(error))
+    parity = compare_outputs(request.adapter, cases, outputs, dtype=dtype, device=device)
+    kind = str(dtype).removeprefix("torch.")
+    return MemberSource(name=path.name, path=path, dtype=kind, target=target, parity=parity)
