@@ -1,11 +1,17 @@
-"""Whether this process may touch CUDA at all, asked of the driver itself."""
+"""The CUDA driver itself: its library, and whether this process may touch CUDA at all."""
 
 from __future__ import annotations
 
 import ctypes
 from functools import cache
 
-__all__ = ["cuda_driver_refusal"]
+__all__ = ["cuda_driver", "cuda_driver_refusal"]
+
+
+@cache
+def cuda_driver() -> ctypes.CDLL:
+    """The driver's library; raises OSError where none is installed."""
+    return ctypes.CDLL("libcuda.so.1")
 
 
 @cache
@@ -15,7 +21,7 @@ def cuda_driver_refusal() -> str | None:
     TensorRT's objects crash the process where the driver is missing, so this is asked before any is made.
     """
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        driver = cuda_driver()
     except OSError:
         return "no CUDA driver is installed"
     status = driver.cuInit(0)

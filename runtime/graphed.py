@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foresight.adapters import Adapter, AdapterBody, Grid
 from foresight.runtime.capture import capture_graph, current_stream, new_pool, reserved_bytes
+from foresight.runtime.device_copy import Copy, DeviceCopy
 from foresight.runtime.packing import PackedAdapter, positions_table
 from foresight.runtime.prepared import PreparedAdapter, PreparedReport
 
@@ -19,16 +20,35 @@ __all__ = ["GraphedAdapter"]
 Grids = tuple[Grid | None, Grid | None]
 
 
+class _Input:
+    """The buffer of one encoder's features, which the graph reads."""
+
+    def __init__(self, owner: GraphedAdapter, tokens: int, dim: int) -> None:
+        self.buffer = torch.zeros(owner.batch, tokens, dim, device=owner.device, dtype=owner.dtype)
+        self.address = self.buffer.data_ptr()
+        # Features of fewer bytes are not one range here: several clips with rows left over, or no tokens.
+        self._least = self.buffer.nbytes if owner.batch > 1 else 1
+
+    def load(self, features: Tensor, source: int, copy: Copy | None, stream: int) -> None:
+        """Copy `features`, which lie at `source`, to the first rows of the buffer."""
+        if source == self.address:
+            return
+        # The stream's order keeps features that were made on it until they are copied, even if freed at once;
+        # one made on another stream is its caller's to keep, as with any work. PyTorch refuses what overlaps.
+        if copy is not None and self._least <= (size := features.nbytes) <= abs(source - self.address):
+            copy(self.address, source, size, stream)
+        else:
+            self.buffer[:, : features.shape[1]].copy_(features, non_blocking=True)
+
+
 class _Bucket:
     """The buffers of one bucket, the graph that reads and writes them, and what they hold now."""
 
     def __init__(self, owner: GraphedAdapter, tokens: int, pool: Any) -> None:
-        config, batch, self._owner, self.tokens = owner.config, owner.batch, owner, tokens
-        self.vlm = torch.zeros(batch, tokens, config.vlm_dim, device=owner.device, dtype=owner.dtype)
-        self.dino = torch.zeros(
-            batch, owner.dino_tokens, config.dino_dim, device=owner.device, dtype=owner.dtype
-        )
-        self.lengths = torch.full((batch,), tokens, dtype=torch.int32, device=owner.device)
+        self._owner, self.tokens = owner, tokens
+        self.vlm = _Input(owner, tokens, owner.config.vlm_dim)
+        self.dino = _Input(owner, owner.dino_tokens, owner.config.dino_dim)
+        self.lengths = torch.full((owner.batch,), tokens, dtype=torch.int32, device=owner.device)
         self.table = owner.make_table(tokens, (None, None))
         # What the buffers hold, so that nothing is written twice: a stream's clips share grid and length.
         self._grids: Grids = (None, None)
@@ -37,17 +57,14 @@ class _Bucket:
 
     def forward(self) -> Tensor:
         """The same kernels on the same buffers, without the graph."""
-        return self._owner.packed.forward(self.vlm, self.dino, self.table, self.lengths)
+        return self._owner.packed.forward(self.vlm.buffer, self.dino.buffer, self.table, self.lengths)
 
-    def buffers(self) -> tuple[Tensor, ...]:
-        return (self.vlm, self.dino, self.lengths, self.table, self.output)
-
-    def replay(self, vlm: Tensor, dino: Tensor, grids: Grids, lengths: Tensor | None) -> Tensor:
-        if vlm.data_ptr() != self.vlm.data_ptr():
-            tokens = vlm.shape[1]
-            (self.vlm if tokens == self.tokens else self.vlm[:, :tokens]).copy_(vlm, non_blocking=True)
-        if dino.data_ptr() != self.dino.data_ptr():
-            self.dino.copy_(dino, non_blocking=True)
+    def replay(self, vlm: Tensor, dino: Tensor, grids: Grids, lengths: Tensor | None, stream: int) -> Tensor:
+        sources = vlm.data_ptr(), dino.data_ptr()
+        if sources != (self.vlm.address, self.dino.address):
+            copy = self._owner.device_copy.here()
+            self.vlm.load(vlm, sources[0], copy, stream)
+            self.dino.load(dino, sources[1], copy, stream)
         if grids != self._grids:
             self.table.copy_(self._owner.make_table(self.tokens, grids))
             self._grids = grids
@@ -85,7 +102,10 @@ class GraphedAdapter(PreparedAdapter):
         with torch.inference_mode(False), torch.no_grad():
             self._replicas = [self._make_replica() for _ in range(replicas)]
         self._reserved = reserved_bytes(device) - before
+        self.device_copy = DeviceCopy(device)
         self._bound: dict[int, list[_Bucket]] = {}
+        # What a stream's last call was like, since the next is mostly like it and need not be checked again.
+        self._accepted: dict[int, tuple[object, ...]] = {}
 
     def _make_replica(self) -> list[_Bucket]:
         # One pool for all of them: a replica runs one bucket at a time.
@@ -109,20 +129,20 @@ class GraphedAdapter(PreparedAdapter):
 
         Features must be contiguous, of this adapter's device and dtype. Raises ValueError as promised.
         """
-        tokens = self._check("vlm", vlm_hidden_states, self.config.vlm_dim)
-        if self._check("dino", dino_hidden_states, self.config.dino_dim) != self.dino_tokens:
-            count = dino_hidden_states.shape[1]
-            raise ValueError(f"dino_hidden_states of {count} tokens: prepared for {self.dino_tokens}")
-        if tokens > self.buckets[-1]:
-            raise ValueError(
-                f"vlm_hidden_states of {tokens} tokens: the largest bucket is {self.buckets[-1]}"
-            )
-        if vlm_grid is not None or dino_grid is not None:
-            self._check_grids(tokens, vlm_grid, dino_grid, padded=vlm_lengths is not None)
+        vlm, dino, stream = vlm_hidden_states, dino_hidden_states, current_stream(self.device)
+        call = (
+            *(vlm.shape, vlm.dtype, vlm.device, vlm.is_contiguous(), vlm_grid),
+            *(dino.shape, dino.dtype, dino.device, dino.is_contiguous(), dino_grid),
+            vlm_lengths is None,
+        )
+        if call != self._accepted.get(stream):
+            self._check_call(vlm, dino, vlm_grid, dino_grid, padded=vlm_lengths is not None)
+        tokens = vlm.shape[1]
         if vlm_lengths is not None:
             vlm_lengths = self._true_lengths(vlm_lengths, tokens, vlm_grid)
-        bucket = self.replica()[bisect_left(self.buckets, tokens)]
-        return bucket.replay(vlm_hidden_states, dino_hidden_states, (dino_grid, vlm_grid), vlm_lengths)
+        bucket = self._replica_of(stream)[bisect_left(self.buckets, tokens)]
+        self._accepted[stream] = call
+        return bucket.replay(vlm, dino, (dino_grid, vlm_grid), vlm_lengths, stream)
 
     def inputs(self, tokens: int) -> tuple[Tensor, Tensor]:
         """The buffers [B, bucket, vlm_dim] and [B, M, dino_dim] that calls with `tokens` VLM tokens read.
@@ -130,11 +150,13 @@ class GraphedAdapter(PreparedAdapter):
         A producer that writes there and calls with the VLM's first `tokens` rows saves the copies.
         """
         bucket = self.replica()[bisect_left(self.buckets, tokens)]
-        return bucket.vlm, bucket.dino
+        return bucket.vlm.buffer, bucket.dino.buffer
 
     def replica(self) -> list[_Bucket]:
         """The buckets that belong to the current stream, which keeps them from its first call on."""
-        stream = current_stream(self.device)
+        return self._replica_of(current_stream(self.device))
+
+    def _replica_of(self, stream: int) -> list[_Bucket]:
         replica = self._bound.get(stream)
         if replica is None:
             if len(self._bound) == len(self._replicas):
@@ -157,6 +179,19 @@ class GraphedAdapter(PreparedAdapter):
             weights_mb=weights / 1e6,
             buffers_mb=self._reserved / 1e6,
         )
+
+    def _check_call(
+        self, vlm: Tensor, dino: Tensor, vlm_grid: Grid | None, dino_grid: Grid | None, *, padded: bool
+    ) -> None:
+        tokens = self._check("vlm", vlm, self.config.vlm_dim)
+        count = self._check("dino", dino, self.config.dino_dim)
+        if count != self.dino_tokens:
+            raise ValueError(f"dino_hidden_states of {count} tokens: prepared for {self.dino_tokens}")
+        if tokens > self.buckets[-1]:
+            raise ValueError(
+                f"vlm_hidden_states of {tokens} tokens: the largest bucket is {self.buckets[-1]}"
+            )
+        self._check_grids(tokens, vlm_grid, dino_grid, padded=padded)
 
     def _check(self, stream: str, hidden_states: Tensor, dim: int) -> int:
         shape = hidden_states.shape

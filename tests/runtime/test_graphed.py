@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +21,19 @@ BUCKETS = (16, 48)
 
 
 class FakeCuda:
-    """Runs a captured function at every replay, and says which stream is current."""
+    """Runs a captured function at every replay, says which stream is current and keeps what was copied."""
 
     def __init__(self) -> None:
         self.stream, self.replays, self.pools = 0, 0, 0
+        self.current = True
+        self.copies: list[tuple[int, int, int, int]] = []
+
+    def here(self) -> Callable[[int, int, int, int], None] | None:
+        return self.copy if self.current else None
+
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        self.copies.append((target, source, size, stream))
+        ctypes.memmove(target, source, size)
 
     def capture_graph(
         self,
@@ -51,6 +61,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     monkeypatch.setattr(graphed, "new_pool", fake.new_pool)
     monkeypatch.setattr(graphed, "current_stream", lambda _: fake.stream)
     monkeypatch.setattr(graphed, "reserved_bytes", lambda _: 0)
+    monkeypatch.setattr(graphed, "DeviceCopy", lambda _: fake)
     return fake
 
 
@@ -123,6 +134,48 @@ def test_features_written_into_the_buffers_are_read_in_place(cuda: FakeCuda, ada
     assert torch.equal(prepared(vlm, dino), expected)
 
 
+@pytest.mark.parametrize("tokens", [48, 20])
+def test_what_lies_elsewhere_is_copied_on_the_stream_of_the_call(
+    cuda: FakeCuda, adapter: Adapter, tokens: int
+) -> None:
+    prepared = make(adapter)
+    cuda.stream = 7
+    vlm, dino = features(tokens)
+    vlm_buffer, dino_buffer = (x.data_ptr() for x in prepared.inputs(tokens))
+    assert_same(adapter, prepared, (vlm, dino))
+    vlm_copy = (vlm_buffer, vlm.data_ptr(), tokens * 24 * 4, 7)
+    dino_copy = (dino_buffer, dino.data_ptr(), 6 * 16 * 4, 7)
+    assert cuda.copies == [vlm_copy, dino_copy]
+    prepared(prepared.inputs(tokens)[0][:, :tokens], dino)
+    assert cuda.copies == [vlm_copy, dino_copy, dino_copy]
+
+
+def test_clips_that_leave_rows_over_are_not_copied_as_one_range(cuda: FakeCuda, adapter: Adapter) -> None:
+    prepared = make(adapter, batch=2)
+    assert_same(adapter, prepared, features(40, 2))
+    assert [size for _, _, size, _ in cuda.copies] == [2 * 6 * 16 * 4]
+    assert_same(adapter, prepared, features(48, 2))
+    assert [size for _, _, size, _ in cuda.copies[1:]] == [2 * 48 * 24 * 4, 2 * 6 * 16 * 4]
+
+
+def test_pytorch_copies_where_the_driver_would_turn_to_another_device(
+    cuda: FakeCuda, adapter: Adapter
+) -> None:
+    prepared = make(adapter)
+    cuda.current = False
+    for tokens in (48, 20):
+        assert_same(adapter, prepared, features(tokens))
+    assert not cuda.copies
+
+
+def test_rows_of_the_buffer_itself_are_not_moved_within_it(cuda: FakeCuda, adapter: Adapter) -> None:
+    prepared = make(adapter)
+    vlm, dino = prepared.inputs(48)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        prepared(vlm[:, 1:41], dino)
+    assert not cuda.copies
+
+
 def test_each_stream_keeps_a_replica_of_its_own(cuda: FakeCuda, adapter: Adapter) -> None:
     prepared = make(adapter, replicas=2)
     assert cuda.pools == 2
@@ -167,9 +220,14 @@ def test_what_it_refuses(
 ) -> None:
     pair, options = change(*features(48))
     prepared = make(adapter)
-    with pytest.raises(ValueError, match=message):
-        prepared(*pair, **options)
-    assert cuda.replays == 0
+    # Before and after calls that were accepted, whose like are not checked in full.
+    for _ in range(2):
+        before = cuda.replays
+        with pytest.raises(ValueError, match=message):
+            prepared(*pair, **options)
+        assert cuda.replays == before
+        for accepted in ({}, {"vlm_lengths": torch.tensor([20])}, {"vlm_grid": (1, 6, 8)}):
+            assert_same(adapter, prepared, features(48), **accepted)
 
 
 def test_it_says_what_it_uses(cuda: FakeCuda, adapter: Adapter) -> None:  # noqa: ARG001

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,48 @@ def test_a_replay_is_the_ungraphed_call_and_does_not_drift() -> None:
         output = prepared(vlm, dino).clone()
         assert torch.equal(output, bucket.forward())
         assert torch.equal(output, prepared(vlm_buffer, dino_buffer))
+
+
+def results_of_fresh_features(prepared: PreparedAdapter, batch: int, *, in_place: bool) -> list[Tensor]:
+    """Outputs of 300 calls without a wait between, every clip's memory given back at once."""
+    generator = torch.Generator("cuda").manual_seed(2)
+    outputs = []
+    for call in range(300):
+        tokens = (48, 20, 16)[call % 3]
+        vlm = torch.randn(batch, tokens, 96, generator=generator, device="cuda", dtype=torch.bfloat16)
+        dino = torch.randn(batch, 25, 64, generator=generator, device="cuda", dtype=torch.bfloat16)
+        if in_place and (batch == 1 or tokens != 20):
+            vlm_buffer, dino_buffer = prepared.inputs(tokens)  # type: ignore[attr-defined]
+            vlm, dino = vlm_buffer[:, :tokens].copy_(vlm), dino_buffer.copy_(dino)
+        outputs.append(prepared(vlm, dino).clone())
+        del vlm, dino
+    torch.cuda.synchronize()
+    return outputs
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("batch", [1, 3])
+def test_copies_keep_the_order_of_the_stream(batch: int) -> None:
+    adapter = make_adapter().bfloat16()
+    prepared = on_gpu(adapter, torch.bfloat16, batch=batch)
+    expected = results_of_fresh_features(prepared, batch, in_place=True)
+    actual = results_of_fresh_features(prepared, batch, in_place=False)
+    assert all(torch.equal(one, other) for one, other in zip(actual, expected, strict=True))
+
+
+@pytest.mark.gpu
+@gpu
+def test_a_thread_that_has_not_used_cuda_may_call() -> None:
+    adapter = make_adapter().bfloat16()
+    prepared = on_gpu(adapter, torch.bfloat16)
+    pair = tuple(x.to("cuda", torch.bfloat16) for x in features(1, 48, adapter))
+    expected = prepared(*pair).clone()
+    for x in prepared.inputs(48):  # type: ignore[attr-defined]
+        x.zero_()
+    with ThreadPoolExecutor(1) as thread:
+        for _ in range(2):
+            assert torch.equal(thread.submit(prepared, *pair).result(), expected)
 
 
 @pytest.mark.gpu
