@@ -45,7 +45,9 @@ def test_the_shipped_launches_fit_an_h200(sizes: Sizes) -> None:
             r"ld\.global[\w.:]*\.v4\.b32|cp\.async\.cg[\w.:]* \[[^]]*\], \[[^]]*\], 0x10", launch.ptx
         )
         waits = launch.ptx.count("griddepcontrol.wait")
-        assert launch.ptx.count("griddepcontrol.launch_dependents") == 1
+        # Once on every way through: the finishing kernel has one for each stream.
+        ways = 2 if launch.kernel == "_finish_kernel" else 1
+        assert launch.ptx.count("griddepcontrol.launch_dependents") == ways
         # The first kernel of the chain waits for nothing.
         assert (waits == 0) == (launch.kernel == "_project_kernel")
 
