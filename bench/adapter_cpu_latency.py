@@ -1,8 +1,8 @@
 """How long one clip's adapter takes on two CPU cores: the prepared path against ONNX Runtime and torch.compile.
 
-Run as `OMP_WAIT_POLICY=passive python -m bench.adapter_cpu_latency`: threads that spin while they wait make
-PyTorch many times slower on cores that others use too. The ways take turns, so that whatever else the machine
-does meets all of them.
+Run as `python -m bench.adapter_cpu_latency` on idle cores; on cores that others use too, threads that spin while they
+wait make PyTorch many times slower, and `OMP_WAIT_POLICY=passive` is fairer. The ways take turns, so that whatever else
+the machine does meets all of them.
 """
 
 from __future__ import annotations

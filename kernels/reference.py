@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
-__all__ = ["EPS", "attend", "encode_context", "fused_linear", "product"]
+__all__ = ["EPS", "Multiply", "attend", "encode_context", "fused_linear", "normalised", "product"]
 
 EPS = 1e-5
+
+Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(input [..., K], weight [N, K], bias [N]) -> [..., N]; what the functions here multiply with."""
 
 
 def encode_context(
@@ -20,6 +25,8 @@ def encode_context(
     dino_sums: Tensor,  # noqa: ARG001
     table: Tensor,
     lengths: Tensor,
+    *,
+    multiply: Multiply = linear,
 ) -> Tensor:
     """The tokens of both encoders, normalised, projected and placed: [B, M + N, hidden_dim], DINO's first.
 
@@ -32,17 +39,18 @@ def encode_context(
     if not bool(keep.all()):
         vlm = torch.where(keep[:, :, None], vlm, 0.0)
     streams = ((dino, dino_weight), (vlm, vlm_weight))
-    context = torch.cat([linear(_normalised(x), weight) for x, weight in streams], dim=1)
+    context = torch.cat([multiply(normalised(x), weight, None) for x, weight in streams], dim=1)
     return (context + table).to(vlm.dtype)
 
 
-def _normalised(hidden_states: Tensor) -> Tensor:
+def normalised(hidden_states: Tensor) -> Tensor:
+    """Every row of [..., K] with mean zero and variance one."""
     return layer_norm(hidden_states, hidden_states.shape[-1:], eps=EPS)
 
 
-def product(hidden_states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def product(hidden_states: Tensor, weight: Tensor, bias: Tensor, *, multiply: Multiply = linear) -> Tensor:
     """`hidden_states` [R, K] times `weight` [N, K] plus `bias` [N] fp32: [R, N] of the input's type."""
-    return linear(hidden_states, weight, bias.to(weight.dtype))
+    return multiply(hidden_states, weight, bias.to(weight.dtype))
 
 
 def fused_linear(
@@ -52,6 +60,8 @@ def fused_linear(
     sums: Tensor | None = None,
     residual: Tensor | None = None,
     activation: bool = False,
+    *,
+    multiply: Multiply = linear,
 ) -> tuple[Tensor, Tensor]:
     """A linear layer with the norm before it, the GELU after it and the residual around it folded in.
 
@@ -60,11 +70,11 @@ def fused_linear(
     Returns [R, N] of the input's type, and the same as fp32 [R, N] with a residual, [0] without one.
     """
     if sums is not None:
-        hidden_states = _normalised(hidden_states)
+        hidden_states = normalised(hidden_states)
     if hidden_states.dtype == torch.float32:
-        output = linear(hidden_states, weight, bias)
+        output = multiply(hidden_states, weight, bias)
     else:
-        output = linear(hidden_states, weight).float() + bias
+        output = multiply(hidden_states, weight, None).float() + bias
     if activation:
         output = gelu(output)
     if residual is None:
@@ -86,6 +96,8 @@ def attend(
     key_column: int,
     value_column: int,
     always: int,
+    *,
+    project: Callable[..., tuple[Tensor, Tensor]] = fused_linear,
 ) -> tuple[Tensor, Tensor]:
     """Attention, its output projection and the residual around both.
 
@@ -104,4 +116,4 @@ def attend(
     q = q.expand(batch, -1, -1, -1)
     mask = None if bool(keep.all()) else keep[:, None, None, :]
     mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2).flatten(0, 1)
-    return fused_linear(mixed, weight, bias, residual=residual)
+    return project(mixed, weight, bias, residual=residual)

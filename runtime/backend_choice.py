@@ -34,12 +34,11 @@ from foresight.runtime.backend_weights import EagerBackend, FusedBackend, fused_
 __all__ = ["first_that_runs", "open_backend"]
 
 _LOG = logging.getLogger(__name__)
-# On a CPU as measured (bench/backends.py): the compiled members are ahead of the packed weights. On a GPU, until it is
-# measured there, by what they do: a plan was tuned for that GPU, the fused graph is one replay a call, and a package
-# starts the same kernels one by one.
+# On a CPU as measured (bench/backends.py). On a GPU the fused graph was measured against eager alone; around it, until
+# it is measured there, by what they do: a plan was tuned for that GPU, a package starts the same kernels one by one.
 _ORDER: Mapping[str, tuple[BackendName, ...]] = {
     "cuda": ("tensorrt", "fused", "aoti", "eager"),
-    "cpu": ("aoti", "onnx", "fused", "eager"),
+    "cpu": ("aoti", "fused", "onnx", "eager"),
 }
 
 

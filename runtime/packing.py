@@ -7,8 +7,9 @@ the queries that the context meets first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from foresight.adapters import Adapter, AdapterBody, AdapterConfig, Grid
 from foresight.adapters.layer import EPS, AdapterLayer
 from foresight.kernels import implementation
 
-__all__ = ["PackedAdapter", "PackedLayer", "PackedLinear", "pack_adapter"]
+__all__ = ["PackedAdapter", "PackedLayer", "PackedLinear", "map_weights", "pack_adapter", "positions_table"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,13 +56,15 @@ class PackedAdapter:
     layers: tuple[PackedLayer, ...]
     out: PackedLinear
 
-    def forward(self, vlm: Tensor, dino: Tensor, table: Tensor, lengths: Tensor) -> Tensor:
+    def forward(
+        self, vlm: Tensor, dino: Tensor, table: Tensor, lengths: Tensor, kernels: Any = None
+    ) -> Tensor:
         """Map [B, N, vlm_dim] and [B, M, dino_dim] to [B, Q, output_dim].
 
         `table` [M + N, h] fp32 is what `positions_table` makes; only the first `lengths` [B] int32 of the
-        VLM's tokens count.
+        VLM's tokens count. `kernels` are those of the features' device unless given.
         """
-        kernels, heads, width = implementation(vlm), self.config.num_heads, self.config.hidden_dim
+        kernels, heads, width = kernels or implementation(vlm), self.config.num_heads, self.config.hidden_dim
         streams = (self.vlm.weight, self.dino.weight, self.vlm.sums, self.dino.sums)
         context = kernels.encode_context(vlm, dino, *streams, table, lengths)
         kv = kernels.product(context.flatten(0, 1), self.keys_values.weight, self.keys_values.bias)
@@ -70,15 +73,15 @@ class PackedAdapter:
         queries, always = self.config.num_queries, dino.shape[1]
         for index, layer in enumerate(self.layers):
             if layer.qkv is not None and layer.self_out is not None and layer.query is not None:
-                qkv = _linear(hidden_states, layer.qkv)[0].view(-1, queries, 3 * width)
+                qkv = _linear(kernels, hidden_states, layer.qkv)[0].view(-1, queries, 3 * width)
                 out, columns = layer.self_out, (heads, 0, width, 2 * width, queries)
                 hidden_states, full = kernels.attend(qkv, qkv, out.weight, out.bias, full, lengths, *columns)
-                query = _linear(hidden_states, layer.query)[0].view(-1, queries, width)
+                query = _linear(kernels, hidden_states, layer.query)[0].view(-1, queries, width)
             out, columns = layer.cross_out, (heads, 0, 2 * index * width, (2 * index + 1) * width, always)
             hidden_states, full = kernels.attend(query, kv, out.weight, out.bias, full, lengths, *columns)
-            raised = _linear(hidden_states, layer.up, activation=True)[0]
-            hidden_states, full = _linear(raised, layer.down, residual=full)
-        output = _linear(hidden_states, self.out)[0].view(-1, queries, self.config.output_dim)
+            raised = _linear(kernels, hidden_states, layer.up, activation=True)[0]
+            hidden_states, full = _linear(kernels, raised, layer.down, residual=full)
+        output = _linear(kernels, hidden_states, self.out)[0].view(-1, queries, self.config.output_dim)
         if self.config.output_grid is None:
             return output
         return output.mT.contiguous().view(len(output), -1, *self.config.output_grid)
@@ -93,10 +96,24 @@ class PackedAdapter:
             yield from (x for x in (linear.weight, linear.bias, linear.sums) if x is not None)
 
 
+def map_weights(packed: PackedAdapter, change: Callable[[Tensor], Tensor]) -> PackedAdapter:
+    """The same adapter with every product's weight replaced by what `change` makes of it."""
+
+    def changed(part: Any) -> Any:
+        names = [f.name for f in fields(part) if isinstance(getattr(part, f.name), PackedLinear)]
+        linears = {name: getattr(part, name) for name in names}
+        return replace(
+            part, **{name: replace(old, weight=change(old.weight)) for name, old in linears.items()}
+        )
+
+    whole: PackedAdapter = changed(packed)
+    return replace(whole, layers=tuple(changed(layer) for layer in packed.layers))
+
+
 def _linear(
-    x: Tensor, linear: PackedLinear, *, residual: Tensor | None = None, activation: bool = False
+    kernels: Any, x: Tensor, linear: PackedLinear, *, residual: Tensor | None = None, activation: bool = False
 ) -> tuple[Tensor, Tensor]:
-    pair: tuple[Tensor, Tensor] = implementation(x).fused_linear(
+    pair: tuple[Tensor, Tensor] = kernels.fused_linear(
         x, linear.weight, linear.bias, linear.sums, residual, activation
     )
     return pair

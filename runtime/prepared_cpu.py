@@ -1,12 +1,15 @@
-"""The CPU form of a prepared adapter: the packed weights through PyTorch's own products."""
+"""The CPU form of a prepared adapter: the packed weights through oneDNN, or else PyTorch's own products."""
 
 from __future__ import annotations
+
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from foresight.adapters import Adapter, AdapterBody, Grid
-from foresight.runtime.packing import PackedAdapter, positions_table
+from foresight.kernels import onednn, reference
+from foresight.runtime.packing import PackedAdapter, map_weights, positions_table
 from foresight.runtime.prepared import PreparedAdapter, PreparedReport
 
 __all__ = ["CpuPreparedAdapter"]
@@ -18,7 +21,9 @@ class CpuPreparedAdapter(PreparedAdapter):
     def __init__(self, adapter: Adapter, packed: PackedAdapter, dtype: torch.dtype) -> None:
         body = adapter.get_submodule("body")
         assert isinstance(body, AdapterBody)
-        self.config, self.packed, self._body = adapter.config, packed, body
+        self.config, self._body = adapter.config, body
+        self._kernels: ModuleType = onednn if onednn.available() else reference
+        self.packed = map_weights(packed, onednn.reorder) if self._kernels is onednn else packed
         self.device, self.dtype = torch.device("cpu"), dtype
         self._table: tuple[object, Tensor] | None = None
 
@@ -53,13 +58,15 @@ class CpuPreparedAdapter(PreparedAdapter):
         key = (dino_hidden_states.shape[1], tokens), (dino_grid, vlm_grid)
         if self._table is None or self._table[0] != key:
             self._table = key, positions_table(self._body, self.packed, *key)
-        return self.packed.forward(vlm_hidden_states, dino_hidden_states, self._table[1], lengths)
+        return self.packed.forward(
+            vlm_hidden_states, dino_hidden_states, self._table[1], lengths, self._kernels
+        )
 
     def report(self) -> PreparedReport:
         """What this adapter uses, in memory too."""
         weights = sum(x.numel() * x.element_size() for x in self.packed.tensors())
         return PreparedReport(
-            path="packed weights, PyTorch",
+            path="packed weights, oneDNN" if self._kernels is onednn else "packed weights, PyTorch",
             device="cpu",
             dtype=str(self.dtype).removeprefix("torch."),
             batch=0,
