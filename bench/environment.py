@@ -22,4 +22,5 @@ def describe_environment() -> dict[str, Any]:
         "versions": library_versions(),
         "commit": find_commit(),
         "load_average": os.getloadavg(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
     }

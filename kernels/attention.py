@@ -3,8 +3,8 @@
 # ruff: noqa: N803
 """The kernel for attention: scores, softmax and values in one pass, split over heads, queries and keys.
 
-With 16 queries a block there is little for more than one or two warps to share, and every warp more costs a barrier
-for each softmax. Parts of a split context are merged where the output projection reads them.
+Blocks of 16 queries give every multiprocessor work; how many warps share one, and how many keys a step takes, was
+measured. Parts of a split context are merged where the output projection reads them.
 """
 
 from __future__ import annotations

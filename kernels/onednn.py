@@ -1,7 +1,7 @@
 """What `foresight.kernels.reference` computes, on a CPU by oneDNN with weights in its own order.
 
-PyTorch multiplies fp32 matrices with MKL, which takes more than twice as long on processors of other makers than its
-own maker's. GELU and residual ride along, because every pass of its own wakes the other cores once more.
+PyTorch multiplies fp32 matrices with MKL, which took more than twice as long on the AMD processor where both were
+timed. GELU and residual ride along, because every pass of its own wakes the other cores once more.
 """
 
 from __future__ import annotations

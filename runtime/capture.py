@@ -45,5 +45,6 @@ def new_pool() -> Any:
 
 
 def reserved_bytes(device: torch.device) -> int:
-    """What torch holds of the device's memory."""
+    """What torch holds of the device's memory and uses; a capture gives the rest back, too."""
+    torch.cuda.empty_cache()
     return torch.cuda.memory_reserved(device)

@@ -27,9 +27,9 @@ DECODED_CLIPS = 8
 class ConditioningEncoder(nn.Module):
     """Turn model-space latents [B, 128, T', H', W'] into `num_queries` tokens [B, 77, 4096].
 
-    Self-attention layers over the latents, then readers, in which learned queries read them. The one that steers a
-    finished transformer is wider than that: at a width of 256 with two readers it, and not the transformer, was what
-    lost the detail. While training, `noise` before the last projection makes the content speak up: with little of it
+    Self-attention layers over the latents, then readers, in which learned queries read them. By default it is wider
+    than the transformer that it steers: at a width of 256 with two readers it, and not the transformer, was what lost
+    the detail. While training, `noise` before the last projection makes the content speak up: with little of it
     a fresh transformer's tokens end up as large constants with the content in small deviations, which neither it nor
     an adapter learns to use well; a finished transformer needs less.
     """

@@ -93,12 +93,15 @@ class Paths:
         self.teacher = None if config.run is None else self.load_teacher(config.run)
 
     def load_teacher(self, run: Path) -> ConditioningEncoder:
-        """The transformer's own conditioning encoder, from the folder of its training."""
+        """The conditioning encoder that was trained for the transformer, from the folder of the training."""
         path = run / "conditioning_encoder" / "weights.safetensors"
         if not path.exists():
             raise ValueError(f"{path} is missing: --run takes a folder that foresight-train nano wrote")
         teacher = ConditioningEncoder(math.prod(self.stack.config.latent_size)).to(self.device).eval()
-        load_model(teacher, str(path))
+        try:
+            load_model(teacher, str(path))
+        except RuntimeError as error:
+            raise ValueError(f"{path}: is no conditioning encoder of this version's shape") from error
         return teacher
 
     @torch.inference_mode()

@@ -65,6 +65,10 @@ class NanoTraining:
         write_options(self.config, self.config.run)
         for name in STAGES:
             if name in self.config.stages and not self.finished(name):
+                if name in (*MODULES, "decoder") and (self.stack_folder / "stack.json").exists():
+                    raise ValueError(
+                        f"{self.stack_folder} is put together already: stage {name!r} belongs in another run"
+                    )
                 torch.manual_seed(self.config.seed)
                 if not getattr(self, f"train_{name}")():
                     return False
@@ -143,8 +147,13 @@ class NanoTraining:
         return self.fit("conditioning_encoder", task) and self.keep("conditioning_encoder", encoder)
 
     def train_conditioning_10m(self) -> bool:
-        """The adapter whose tokens steer the transformer, with the conditioning encoder to imitate if there is one."""
+        """The adapter whose tokens steer the transformer, with the conditioning encoder to imitate.
+
+        One that goes on from a finished stack may do without.
+        """
         path, teacher = self.weights("conditioning_encoder"), None
+        if self.start is None and not path.exists():
+            raise ValueError(f"{path} is missing: train stage 'conditioning_encoder' first")
         if path.exists():
             teacher = self.untrained_conditioning()
             load_model(teacher, str(path))

@@ -121,10 +121,10 @@ def test_the_best_that_runs_here_is_taken_and_said_in_one_line(
 ) -> None:
     with caplog.at_level(logging.INFO, logger="foresight.runtime"):
         backend = opened(path)
-    assert backend.describe().name == "fused"
+    assert backend.describe().name == "onnx"
     [record] = caplog.records
     message = record.getMessage()
-    assert "backend fused (weights.safetensors, float32 on cpu" in message
+    assert "backend onnx (model.onnx, float32 on cpu)" in message
     assert "passed over aoti: cpu.pt2 was made for riscv64" in message
     assert "\n" not in message
 
@@ -229,7 +229,7 @@ def test_a_package_that_torch_refuses_is_passed_over(members: list[MemberSource]
     host = EngineHost.of(CPU)
     target = EngineTarget(kind="aoti", device="cpu", architecture=host.machine, runtime=host.torch_version)
     path = make_engine(tmp_path, [*members[:2], replace(members[2], target=target)])
-    assert opened(path).describe().name == "fused"
+    assert opened(path).describe().name == "onnx"
     with pytest.raises(EngineError, match="torch refused the package"):
         opened(path, "aoti")
 

@@ -10,7 +10,7 @@ from foresight.training.cli import main
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nano", "--stages", "vaes"], "stage 'vaes': must be one of vae, dino"),
+        (["nano", "--stages", "vaes"], "stage 'vaes': must be one of vae, decoder"),
         (["nano", "--length", "0"], "length 0.0: must be positive"),
         (["evaluate", "--out", "nowhere/x.json"], "the folder nowhere does not exist"),
         (["evaluate", "--out", "x.json", "--clips", "0"], "clips 0: must be at least 1"),

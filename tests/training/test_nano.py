@@ -1,9 +1,11 @@
 """The nano stack's training, from nothing to a stack that loads, at the smallest size there is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from foresight.adapters import load_adapter
 from foresight.models.stack import Stack
@@ -44,10 +46,13 @@ def test_training_goes_on_from_a_finished_stack(tmp_path: Path) -> None:
     )
     assert NanoTraining(config).run()
     old, new = Stack.load("nano"), Stack.load(str(tmp_path / "stack"))
-    assert new.fingerprint != old.fingerprint
+    trained = load_file(tmp_path / "decoder" / "weights.safetensors")["decoder.conv_in.conv.weight"]
+    torch.testing.assert_close(new.decoder.vae.decoder.conv_in.conv.weight, trained, atol=1e-3, rtol=1e-3)
     video = torch.rand(1, 3, 9, 128, 192) * 2 - 1
     latents = old.latent_extractor(video)
     torch.testing.assert_close(new.latent_extractor(video), latents)
     torch.testing.assert_close(new.decoder.decode(latents), old.decoder.decode(latents), atol=0.05, rtol=0)
     assert not (tmp_path / "stack" / "adapters" / "latent_10m").exists()
     load_adapter(new.adapter_folder("conditioning"), stack_fingerprint=new.fingerprint)
+    with pytest.raises(ValueError, match="'vae' belongs in another run"):
+        NanoTraining(replace(config, stages=("vae",))).run()
