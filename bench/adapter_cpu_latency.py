@@ -1,6 +1,6 @@
 """How long one clip's adapter takes on two CPU cores: the prepared path against ONNX Runtime and torch.compile.
 
-Run as `OMP_WAIT_POLICY=passive python -m bench.adapter_cpu_latency`, because the commands' threads wait that way: those
+Run as `OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=1000 python -m bench.adapter_cpu_latency`, as the commands wait: threads
 that spin make PyTorch many times slower on cores that others use too. The ways take turns, so that whatever else the
 machine does meets all of them.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from foresight.runtime.command_log import log_to_stderr
 from foresight.runtime.job import reconstruct
 from foresight.runtime.options import ReconstructOptions
 from foresight.runtime.report import Report
+from foresight.runtime.waiting import wait_briefly
 
 __all__ = ["main"]
 
@@ -25,9 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = tyro.cli(ReconstructOptions, args=arguments, prog=_NAME)
     if arguments is None:
-        # Threads of OpenMP wait in a loop by default, which takes the core from the thread that reads, the
-        # one that writes and whatever else runs on the machine: a busy machine is several times slower then.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        wait_briefly()
     try:
         with log_to_stderr(_NAME):
             report = reconstruct(options, own_process=arguments is None)

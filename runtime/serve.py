@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import tyro
 
 from foresight.runtime.server_options import ServeError, ServeOptions
+from foresight.runtime.waiting import wait_briefly
 
 __all__ = ["main"]
 
@@ -28,8 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _options(arguments)
         _check_installed()
         if arguments is None:
-            # As in `foresight-reconstruct`: waiting threads should not take a core.
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            wait_briefly()
         from foresight.runtime.serving import serve
 
         serve(options, own_process=arguments is None)
