@@ -141,8 +141,12 @@ def _onnx_runtime(placed: nn.Module, vlm: Tensor, dino: Tensor) -> Callable[[], 
 
 def write_results(rows: list[dict[str, Any]]) -> None:
     """Write the table with what it was measured on."""
-    content = {"environment": describe_environment(), "threads": _THREADS, "rounds": ROUNDS}
-    content["rows"] = rows
+    content = {
+        "environment": describe_environment(),
+        "threads": _THREADS,
+        "rounds": ROUNDS,
+        "rows": rows,
+    }
     RESULTS.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

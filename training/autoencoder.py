@@ -44,31 +44,15 @@ class AutoencoderTask(nn.Module):
         latents = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
         prediction = self.decode(latents).float()
         reconstruction, kl = video_loss(prediction, video), gaussian_kl(mean, logvar)
-        with torch.no_grad():
-            psnr = -10 * ((prediction - video) / 2).square().mean((1, 2, 3, 4)).log10().mean()
-        return {"loss": reconstruction + KL_WEIGHT * kl, "kl": kl, "psnr_db": psnr}
+        loss = reconstruction + KL_WEIGHT * kl
+        return {"loss": loss, "kl": kl, "psnr_db": mean_psnr(prediction, video)}
 
 
-class DecoderTask(nn.Module):
-    """The decoder of a trained autoencoder alone, on the latents that its encoder gives, which stay as they are.
+class DecoderTask(AutoencoderTask):
+    """The decoder of a trained autoencoder alone; its encoder is frozen, so that the latents stay as they are.
 
     Squared error weighs more than before: absolute error prefers the median of what a latent may stand for.
     """
-
-    ADAMW = ("conv_in.conv", "conv_out.conv")
-
-    def __init__(self, vae: Any, pool: ClipPool, batch: int) -> None:
-        super().__init__()
-        self.decoder = vae.decoder
-        self.pool = pool
-        self.batch = batch
-        self.encode: Callable[[Tensor], Tensor] = vae.encoder
-        self.decode: Callable[[Tensor], Tensor] = vae.decoder
-
-    def fuse(self) -> None:
-        """Fuse the norms and activations between the convolutions with torch.compile."""
-        self.encode = torch.compile(self.encode)
-        self.decode = torch.compile(self.decode)
 
     def forward(self) -> dict[str, Tensor]:
         """Draw a batch and return the loss and its parts."""
@@ -76,10 +60,15 @@ class DecoderTask(nn.Module):
         with torch.no_grad():
             mean = self.encode(video).chunk(2, 1)[0].float()
         prediction = self.decode(mean).float()
-        squared = (prediction - video).square()
-        loss = video_loss(prediction, video) + SQUARED_ERROR_WEIGHT * squared.mean()
-        psnr = -10 * (squared.detach() / 4).mean((1, 2, 3, 4)).log10().mean()
-        return {"loss": loss, "psnr_db": psnr}
+        squared = (prediction - video).square().mean()
+        loss = video_loss(prediction, video) + SQUARED_ERROR_WEIGHT * squared
+        return {"loss": loss, "psnr_db": mean_psnr(prediction, video)}
+
+
+@torch.no_grad()
+def mean_psnr(prediction: Tensor, video: Tensor) -> Tensor:
+    """The mean over clips of the PSNR in dB, of what was not clamped; both [B, 3, T, H, W] in about [-1, 1]."""
+    return -10 * ((prediction - video) / 2).square().mean((1, 2, 3, 4)).log10().mean()
 
 
 @torch.no_grad()

@@ -20,19 +20,11 @@ from foresight.runtime import backend_weights
 from foresight.runtime.adapter_choice import run_adapter
 from foresight.runtime.backend import Backend, BackendName
 
+from .small_adapter import small_config
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 SHAPE = EngineBucket(batch=1, vlm_tokens=24, dino_tokens=16)
-CONFIG = AdapterConfig(
-    architecture="query",
-    vlm_dim=24,
-    dino_dim=16,
-    hidden_dim=64,
-    num_layers=2,
-    num_heads=2,
-    ff_dim=32,
-    num_queries=5,
-    output_dim=12,
-)
+CONFIG = small_config()
 
 
 def make_adapter(config: AdapterConfig = CONFIG) -> Adapter:

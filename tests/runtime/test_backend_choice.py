@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from foresight.adapters import (
     WEIGHTS,
     Adapter,
-    AdapterConfig,
     EngineBucket,
     EngineDamagedError,
     EngineError,
@@ -31,19 +30,11 @@ from foresight.runtime import backend_choice, backend_weights
 from foresight.runtime.backend import Backend, BackendName
 from foresight.runtime.backend_choice import open_backend
 
+from .small_adapter import small_config
+
 CPU = torch.device("cpu")
 BUCKET = EngineBucket(batch=1, vlm_tokens=24, dino_tokens=16)
-CONFIG = AdapterConfig(
-    architecture="query",
-    vlm_dim=24,
-    dino_dim=16,
-    hidden_dim=64,
-    num_layers=2,
-    num_heads=2,
-    ff_dim=32,
-    num_queries=5,
-    output_dim=12,
-)
+CONFIG = small_config()
 
 
 @pytest.fixture(scope="module")

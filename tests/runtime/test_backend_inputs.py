@@ -8,21 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from foresight.adapters import AdapterConfig, EngineBucket, engine_inputs
+from foresight.adapters import EngineBucket, engine_inputs
 from foresight.runtime.backend_compiled import CompiledBackend
 from foresight.runtime.backend_inputs import check_inputs, find_bucket
 
-CONFIG = AdapterConfig(
-    architecture="query",
-    vlm_dim=24,
-    dino_dim=16,
-    hidden_dim=64,
-    num_layers=1,
-    num_heads=2,
-    ff_dim=32,
-    num_queries=5,
-    output_dim=12,
-)
+from .small_adapter import small_config
+
+CONFIG = small_config(num_layers=1)
 SMALL = EngineBucket(batch=1, vlm_tokens=8, dino_tokens=4)
 LARGE = EngineBucket(batch=2, vlm_tokens=16, dino_tokens=4)
 VLM, DINO = torch.randn(1, 6, 24), torch.randn(1, 4, 16)

@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 
 from foresight.adapters import (
     WEIGHTS,
-    AdapterConfig,
     EngineBucket,
     EngineTarget,
     MemberSource,
@@ -37,6 +36,8 @@ from foresight.runtime.engine_check import check_engine
 from foresight.runtime.frame_records import END, FRAMES_TYPE, read_records
 from foresight.runtime.server_log import configure_log
 from foresight.runtime.server_options import ServeOptions
+
+from ..small_adapter import small_config
 
 MakeClip = Callable[..., Path]
 Serve = Callable[..., Any]
@@ -226,17 +227,7 @@ def test_what_cannot_be_served_is_one_line(
 @pytest.fixture
 def engine(tmp_path: Path) -> Path:
     """A small engine for the shipped stack."""
-    config = AdapterConfig(
-        architecture="query",
-        vlm_dim=24,
-        dino_dim=16,
-        hidden_dim=64,
-        num_layers=1,
-        num_heads=2,
-        ff_dim=32,
-        num_queries=5,
-        output_dim=12,
-    )
+    config = small_config(num_layers=1)
     save_file(dict(build_adapter(config).state_dict()), tmp_path / "w")
     fingerprint = local_fingerprint("nano")
     assert fingerprint is not None
