@@ -28,7 +28,7 @@ __all__ = [
 # What the numbers of a shape stand for, by kernel; the nearest shape in the table decides.
 KERNELS: Mapping[str, tuple[str, ...]] = {
     "project": ("vlm_rows", "dino_rows", "vlm_dim", "hidden_dim"),
-    "finish": ("rows", "vlm_dim"),
+    "finish": ("rows", "vlm_dim", "hidden_dim"),
     "product": ("rows", "in_features", "out_features"),
     "linear": ("rows", "in_features", "out_features"),
     "attend": ("queries", "heads", "keys", "batch"),

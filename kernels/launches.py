@@ -52,7 +52,7 @@ def encode_context(
         table,
         lengths,
         project=_launch("project", vlm_rows, dino_rows, vlm_dim, width),
-        finish=_launch("finish", vlm_rows + dino_rows, vlm_dim),
+        finish=_launch("finish", vlm_rows + dino_rows, vlm_dim, width),
         programmatic=_programmatic(),
     )
 

@@ -13,6 +13,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from foresight.kernels.launch import Launch
 from foresight.kernels.launcher import start
+from foresight.kernels.prefetch import prefetch_tile
 
 __all__ = ["launch_product"]
 
@@ -25,11 +26,13 @@ def _product_kernel(
 ):  # fmt: skip
     if PROGRAMMATIC == 1:
         gdc_launch_dependents()
-    column_tiles: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
-    tile = tl.program_id(0)
-    rows = (tile // column_tiles) * ROWS + tl.arange(0, ROWS)
-    columns = (tile % column_tiles) * COLUMNS + tl.arange(0, COLUMNS)
+    # Blocks that run at one time share their weights, which so come from the memory bit by bit.
+    row_tiles = tl.cdiv(rows_total, ROWS)
+    row, column = tl.program_id(0) % row_tiles * ROWS, tl.program_id(0) // row_tiles * COLUMNS
+    rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
     depths = tl.arange(0, DEPTH)
+    if PROGRAMMATIC > 0 and row == 0:
+        prefetch_tile(weight, column, 0, WIDTH, DIM, COLUMNS, DIM)
     inside, used = rows < rows_total, columns < WIDTH
     shift = tl.load(bias + columns, mask=used, other=0.0)
     if PROGRAMMATIC > 0:

@@ -65,6 +65,29 @@ def test_linear(sizes: Sizes, dtype: torch.dtype, kind: str, depth: int) -> None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("splits", [2, 5])
+@pytest.mark.parametrize("activation", [False, True])
+def test_linear_in_parts(sizes: Sizes, dtype: torch.dtype, splits: int, activation: bool) -> None:
+    """With a residual as in "down", or with a GELU as nothing has it without a norm."""
+    x, weight, bias, sums, residual, _ = Make(sizes, dtype).linear("down")
+    arguments = (x, weight, bias, sums, None if activation else residual, activation)
+    launch = Launch(rows=32, columns=32, depth=16, splits=splits)
+    actual = launch_linear(*arguments, launch=launch, programmatic=0)
+    for one, other in zip(actual, reference.fused_linear(*arguments), strict=True):
+        assert one.shape == other.shape
+        if one.numel():
+            assert_close(one, other, dtype)
+
+
+@pytest.mark.parametrize("kind", ["up", "out"])
+def test_a_norm_needs_whole_rows(sizes: Sizes, kind: str) -> None:
+    arguments = Make(sizes, torch.float32).linear(kind)
+    launch = Launch(rows=16, columns=32, depth=16, splits=3)
+    actual = launch_linear(*arguments, launch=launch, programmatic=0)[0]
+    assert_close(actual, reference.fused_linear(*arguments)[0], torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["first", "cross", "self"])
 @pytest.mark.parametrize("splits", [1, 3])
 def test_attend(sizes: Sizes, dtype: torch.dtype, kind: str, splits: int) -> None:
@@ -83,7 +106,7 @@ SMALL = LaunchTable(
     programmatic=0,
     entries={
         "project": {(32, 9, 96, 64): Launch(rows=16, columns=32, depth=32, splits=2)},
-        "finish": {(41, 96): Launch(rows=4)},
+        "finish": {(41, 96, 64): Launch(rows=4)},
         "product": {(41, 64, 256): Launch(rows=32, columns=64, depth=32)},
         "linear": {(20, 64, 64): Launch(rows=16, columns=64, depth=64)},
         "attend": {(20, 2, 41, 1): Launch(depth=32, splits=2)},

@@ -13,7 +13,7 @@ from foresight.kernels.candidates import launch_candidates
 def make_table() -> LaunchTable:
     entries = {
         "product": {(640, 448, 1792): Launch(rows=64), (1792, 448, 1792): Launch(rows=128)},
-        "finish": {(640, 3584): Launch(rows=4, warps=8)},
+        "finish": {(640, 3584, 448): Launch(rows=4, warps=8)},
     }
     return LaunchTable(device="NVIDIA Test", programmatic=2, entries=entries, measured=True)
 
@@ -65,7 +65,7 @@ def test_a_chosen_table_counts_until_its_block_ends() -> None:
     ("kernel", "shape"),
     [
         ("project", (384, 256, 3584, 448)),
-        ("finish", (640, 3584)),
+        ("finish", (640, 3584, 448)),
         ("product", (640, 448, 1792)),
         ("linear", (77, 4608, 1152)),
         ("attend", (77, 7, 77, 1)),
