@@ -30,6 +30,11 @@ class TuningCase:
     dino_tokens: int = 256
     batch: int = 1
 
+    @property
+    def name(self) -> str:
+        """What it is called in notes, and chosen by."""
+        return f"{self.size} {self.dino_tokens}+{self.vlm_tokens}"
+
 
 TUNED_CASES = (
     TuningCase(),
@@ -47,6 +52,8 @@ class TuningOptions:
     """Where to write the table; the package's own folder by default."""
     rounds: int = 1
     """How often every launch is varied."""
+    cases: str = ""
+    """Tune only the cases whose name begins like this ("100m", "10m 256+64"); other launches stay as they are."""
     part: tuple[int, int] = (0, 1)
     """Compile only the (i, n) share of the candidates and write nothing, to fill the compiler's cache."""
 
@@ -88,7 +95,7 @@ class AdapterCase:
     def __init__(self, case: TuningCase) -> None:
         config = adapter_config("query", case.size, vlm_dim=3584, dino_dim=1024)
         device, dtype = torch.device("cuda"), torch.bfloat16
-        self.name = f"{case.size} {case.dino_tokens}+{case.vlm_tokens}"
+        self.name = case.name
         self.packed: PackedAdapter = pack_adapter(build_adapter(config), device, dtype)
         self.vlm = torch.randn(case.batch, case.vlm_tokens, 3584, device=device, dtype=dtype)
         self.dino = torch.randn(case.batch, case.dino_tokens, 1024, device=device, dtype=dtype)
@@ -138,8 +145,11 @@ def tune(
     rounds: int = 1,
     note: Callable[[str], None] = print,
 ) -> LaunchTable:
-    """Vary every launch of every case in turn and keep what makes its graph faster; needs a CUDA device."""
-    tuned = LaunchTable(device=table.device, programmatic=table.programmatic, entries={}, measured=True)
+    """Vary every launch of every case in turn and keep what makes its graph faster; needs a CUDA device.
+
+    Launches that no case asks for stay as they are, and such a table is measured only if it was before.
+    """
+    tuned, timed = table, set[tuple[str, tuple[int, ...]]]()
     for case in map(AdapterCase, cases):
         best, keys = case.cost(table), case.asked(table)
         chosen = table
@@ -156,15 +166,18 @@ def tune(
                 note(f"{case.name}: {best:.2f} us after {kernel} {shape}: {chosen.nearest(kernel, shape)}")
         for kernel, shape in keys:
             tuned = _with(tuned, kernel, shape, chosen.nearest(kernel, shape))
-    return tuned
+        timed.update(keys)
+    everything = {(kernel, shape) for kernel, entries in tuned.entries.items() for shape in entries}
+    return replace(tuned, measured=table.measured or everything <= timed)
 
 
 def _with(table: LaunchTable, kernel: str, shape: tuple[int, ...], launch: Launch) -> LaunchTable:
     return table.with_entries(kernel, {**table.entries.get(kernel, {}), shape: launch})
 
 
-def _compile_share(table: LaunchTable, index: int, count: int) -> None:
-    cases = [AdapterCase(case) for case in (TUNED_CASES[0], TUNED_CASES[-1])]
+def _compile_share(table: LaunchTable, chosen: Sequence[TuningCase], index: int, count: int) -> None:
+    # The cases between differ in lengths alone, for which nothing is compiled anew.
+    cases = [AdapterCase(case) for case in dict.fromkeys((chosen[0], chosen[-1]))]
     trials = [
         (case, _with(table, kernel, shape, launch))
         for case in cases
@@ -183,14 +196,18 @@ def main() -> None:
     index, count = options.part
     if not 0 <= index < count:
         raise SystemExit(f"part {index} {count}: must be I N with I from 0 to N - 1")
+    cases = [case for case in TUNED_CASES if case.name.startswith(options.cases)]
+    if not cases:
+        names = ", ".join(case.name for case in TUNED_CASES)
+        raise SystemExit(f"cases {options.cases!r}: must be how one of these begins: {names}")
     if not torch.cuda.is_available():
         raise SystemExit("tuning measures on a GPU, and this machine has none that torch can use")
     device = torch.cuda.get_device_name()
     table = find_table(device)
     with torch.inference_mode():
         if options.part[1] > 1:
-            return _compile_share(table, *options.part)
-        tuned = tune(replace(table, device=device), rounds=options.rounds)
+            return _compile_share(table, cases, *options.part)
+        tuned = tune(replace(table, device=device), cases, rounds=options.rounds)
     tuned.write(options.output or table_path(device))
     return None
 

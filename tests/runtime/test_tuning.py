@@ -41,6 +41,15 @@ def test_it_keeps_the_fastest_launch_of_every_shape(monkeypatch: pytest.MonkeyPa
     assert notes[0] == "10m: 88.00 us to begin with"
 
 
+def test_launches_that_no_case_asks_for_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "AdapterCase", FakeCase)
+    kept = {"finish": {(640, 3584, 1152): Launch(rows=2)}}
+    table = LaunchTable(device="NVIDIA Test", programmatic=1, entries=kept)
+    tuned = tune(table, [TuningCase()], note=lambda _: None)
+    assert tuned.entries["finish"] == kept["finish"]
+    assert not tuned.measured
+
+
 def test_it_learns_which_launches_a_forward_asks_for() -> None:
     recorder = tuning._Recorder(device="NVIDIA Test", programmatic=1, entries={})
     assert recorder.nearest("linear", [77, 448, 448]) == Launch()
@@ -48,7 +57,12 @@ def test_it_learns_which_launches_a_forward_asks_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["--part", "9", "9"], "part 9 9: must be"), ([], "measures on a GPU")]
+    ("arguments", "message"),
+    [
+        (["--part", "9", "9"], "part 9 9: must be"),
+        (["--cases", "5m"], "cases '5m': must be how one of these begins: 10m 256"),
+        (["--cases", "100m"], "measures on a GPU"),
+    ],
 )
 def test_the_command_refuses_in_one_line(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
