@@ -51,6 +51,7 @@ def _product(shape: Sequence[int]) -> list[Launch]:
 def _linear(shape: Sequence[int]) -> list[Launch]:
     rows_total, dim, width = shape
     splits: tuple[int, ...] = (1,)
+    fewest = 48
     steps: tuple[tuple[int, int], ...] = ((64, 4), (64, 6), (128, 3))
     if min(dim, width) < _WIDE:
         tiles = [
@@ -63,7 +64,7 @@ def _linear(shape: Sequence[int]) -> list[Launch]:
             (64, 32, 4),
             (64, 64, 4),
         ]
-        steps = ((64, 5), (128, 3), (128, 5))
+        steps, fewest = ((64, 5), (128, 3), (128, 5)), 1
     elif dim > 2 * width:
         # Many parts of a long axis; a block is one of all rows.
         tiles = [(64, 64, 4), (64, 128, 8), (128, 64, 4), (128, 64, 8), (128, 128, 8)]
@@ -85,15 +86,16 @@ def _linear(shape: Sequence[int]) -> list[Launch]:
         # Steps that a thread cannot hold for its share of a norm are left out.
         if rows * depth < 128 * 128
     ]
-    return [x for x in found if -(-rows_total // x.rows) * -(-width // x.columns) * x.splits <= 600]
+    blocks = [-(-rows_total // x.rows) * -(-width // x.columns) * x.splits for x in found]
+    return [launch for launch, count in zip(found, blocks, strict=True) if fewest <= count <= 600]
 
 
 def _attend(shape: Sequence[int]) -> list[Launch]:
     queries, heads, keys, batch = shape
     tiles = [(16, 1), (16, 2), (16, 4), (32, 2), (64, 4)]
     splits: tuple[int, ...] = (1, 2, 3, 5, 8)
-    if heads * 64 >= _WIDE:
-        # Heads alone give the multiprocessors enough to do.
+    if heads >= 16:
+        # Heads and queries alone give the multiprocessors enough to do.
         tiles, splits = [(16, 2), (16, 4), (32, 4), (64, 4)], (1, 2)
     return [
         Launch(rows=rows, depth=depth, splits=parts, warps=warps, stages=3)
