@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 
-from foresight.evaluation.environment import describe_hardware, find_commit, library_versions
+from foresight.evaluation.environment import (
+    describe_hardware,
+    describe_threads,
+    find_commit,
+    library_versions,
+)
 
 __all__ = ["describe_environment"]
 
@@ -17,10 +22,9 @@ def describe_environment() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "hardware": describe_hardware("cuda" if cuda else "cpu"),
-        "threads": torch.get_num_threads(),
+        **describe_threads(),
         "cuda": torch.version.cuda if cuda else None,
         "versions": library_versions(),
         "commit": find_commit(),
         "load_average": os.getloadavg(),
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
     }

@@ -23,6 +23,7 @@ from typing import Any
 from bench.environment import describe_environment
 from bench.serving_client import Server
 from foresight.runtime.frame_records import END, read_records
+from foresight.runtime.waiting import wait_briefly
 
 __all__ = ["RESULTS", "measure"]
 
@@ -169,6 +170,8 @@ def main() -> None:
     options = parser.parse_args()
     load_before = os.getloadavg()
     adapter = ["--adapter", str(options.adapter)] if options.adapter else []
+    # The server inherits what it would choose itself, so that the file names it.
+    wait_briefly()
     arguments = ["--device", "cpu", "--queue", str(_QUEUE), *adapter]
     with Server(arguments) as server:
         rows = measure(server, _CLIP.read_bytes())
