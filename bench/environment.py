@@ -1,8 +1,11 @@
-"""What a benchmark's figures were measured on, put into the file that holds them."""
+"""What a benchmark's figures were measured on and by which command, put into the file that holds them."""
 
 from __future__ import annotations
 
 import os
+import shlex
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +17,14 @@ from foresight.evaluation.environment import (
     library_versions,
 )
 
-__all__ = ["describe_environment"]
+__all__ = ["describe_command", "describe_environment"]
+
+
+def describe_command() -> str:
+    """The command line of this process, the interpreter and a script named without their folders."""
+    program, *arguments = sys.orig_argv[1:]
+    started = [Path(program).name] if Path(program).is_absolute() else ["python", program]
+    return shlex.join([*started, *arguments])
 
 
 def describe_environment() -> dict[str, Any]:
