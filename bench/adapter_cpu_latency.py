@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.environment import describe_environment
+from bench.environment import describe_command, describe_environment
 from foresight.adapters import Grid, adapter_config, build_adapter
 from foresight.runtime.prepared import prepare
 
@@ -142,6 +142,7 @@ def _onnx_runtime(placed: nn.Module, vlm: Tensor, dino: Tensor) -> Callable[[], 
 def write_results(rows: list[dict[str, Any]]) -> None:
     """Write the table with what it was measured on."""
     content = {
+        "command": describe_command(),
         "environment": describe_environment(),
         "threads": _THREADS,
         "rounds": ROUNDS,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench.environment import describe_environment
+from bench.environment import describe_command, describe_environment
 from foresight.adapters import Adapter, AdapterConfig, Grid, adapter_config, build_adapter
 from foresight.runtime.prepared import PreparedAdapter, prepare
 
@@ -210,6 +210,7 @@ def _floors(config: AdapterConfig, vlm: int, dino: int, ceilings: Ceilings) -> d
 def write_results(ceilings: Ceilings, rows: list[dict[str, Any]]) -> None:
     """Write the table with what it was measured on."""
     content = {
+        "command": describe_command(),
         "environment": describe_environment(),
         "dtype": str(_DTYPE),
         "replays": REPLAYS,

@@ -13,8 +13,8 @@ from unittest.mock import patch
 
 import torch
 
+from foresight.adapters import packing
 from foresight.kernels import LaunchTable, find_table, implementation, using_table
-from foresight.runtime import packing
 from foresight.runtime.tuning import TUNED_CASES, AdapterCase, replay_microseconds
 
 __all__ = ["main"]

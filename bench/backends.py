@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bench.environment import describe_environment
+from bench.environment import describe_command, describe_environment
 from foresight.adapters import EngineFile, load_engine_adapter
 from foresight.export.job import export_engine
 from foresight.export.options import ExportOptions
@@ -112,6 +112,7 @@ class Contest:
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Write the table with what it was measured on."""
         content = {
+            "command": describe_command(),
             "environment": describe_environment(),
             "dtype": str(self.dtype).removeprefix("torch."),
             "bucket": {"vlm_tokens": self.bucket.vlm_tokens, "dino_tokens": self.bucket.dino_tokens},

@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import statistics
-import sys
 import threading
 import time
 from collections import Counter
@@ -20,9 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bench.environment import describe_environment
+from bench.environment import describe_command, describe_environment
 from bench.serving_client import Server
 from foresight.runtime.frame_records import END, read_records
+from foresight.runtime.waiting import wait_briefly
 
 __all__ = ["RESULTS", "measure"]
 
@@ -169,12 +169,14 @@ def main() -> None:
     options = parser.parse_args()
     load_before = os.getloadavg()
     adapter = ["--adapter", str(options.adapter)] if options.adapter else []
+    # The server inherits what it would choose itself, so that the file names it.
+    wait_briefly()
     arguments = ["--device", "cpu", "--queue", str(_QUEUE), *adapter]
     with Server(arguments) as server:
         rows = measure(server, _CLIP.read_bytes())
     content = {
         "environment": describe_environment() | {"load_average_before": load_before},
-        "command": shlex.join(["python", "-m", "bench.serving", *sys.argv[1:]]),
+        "command": describe_command(),
         "server": shlex.join(["foresight-serve", "--port", "0", *arguments]),
         "clip": "examples/clip.mp4",
         "rows": rows,

@@ -1,4 +1,4 @@
-"""What a figure was measured on: hardware, library versions, and the commit where it is known."""
+"""What a figure was measured on: hardware, threads, library versions, and the commit where it is known."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import TypedDict
 
 from foresight import __version__
 
-__all__ = ["describe_hardware", "find_commit", "library_versions"]
+__all__ = ["ThreadSettings", "describe_hardware", "describe_threads", "find_commit", "library_versions"]
 
 _LIBRARIES = ("torch", "transformers", "diffusers", "timm", "av", "numpy")
 
@@ -29,6 +30,28 @@ def describe_hardware(device: str) -> str:
 
         hardware = f"{torch.cuda.get_device_name(device)}; {hardware}"
     return hardware
+
+
+class ThreadSettings(TypedDict):
+    """How many threads compute on a CPU, and how OpenMP was told to let them wait: "default" where it was not."""
+
+    threads: int
+    omp_wait_policy: str
+    gomp_spincount: str
+
+
+def describe_threads() -> ThreadSettings:
+    """What this process computes with on a CPU.
+
+    The waiting is that of the environment's variables, which OpenMP reads when torch is imported.
+    """
+    import torch
+
+    return {
+        "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "gomp_spincount": os.environ.get("GOMP_SPINCOUNT", "default"),
+    }
 
 
 def find_commit() -> str | None:

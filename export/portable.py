@@ -15,10 +15,11 @@ from foresight.adapters import Adapter, AdapterBody, Grid
 from foresight.adapters.context import FeatureContext, FeatureStream
 from foresight.adapters.grid_streams import GridStreams
 from foresight.adapters.layer import AdapterLayer
+from foresight.adapters.packing import first_queries
 from foresight.adapters.pooled import PooledFeatures
 from foresight.adapters.positions import FactorisedPositions
 
-__all__ = ["GridPositions", "PortableAdapter", "first_hidden_states"]
+__all__ = ["GridPositions", "PortableAdapter"]
 
 # Longer than any axis of a token grid.
 _LONGEST_AXIS = 256
@@ -196,20 +197,9 @@ def _fold_first_self_attention(adapter: Adapter) -> None:
     """Compute once what the first layer's self-attention makes of the learned queries: it sees no input."""
     body = getattr(adapter, "body", None)
     if isinstance(body, AdapterBody):
-        body.queries = nn.Parameter(first_hidden_states(body)[0], requires_grad=False)
+        hidden_states = first_queries(body)[0].to(body.queries.dtype)
+        body.queries = nn.Parameter(hidden_states, requires_grad=False)
         body.layers[0] = _LaterHalf(body.get_submodule("layers.0"))
-
-
-@torch.no_grad()
-def first_hidden_states(body: AdapterBody) -> tuple[Tensor, Tensor]:
-    """The learned queries after the first layer's self-attention, and their cross-attention query.
-
-    Both are [Q, hidden_dim].
-    """
-    first = body.get_submodule("layers.0")
-    assert isinstance(first, AdapterLayer)
-    hidden_states = (body.queries[None] + first.self_attention(first.self_norm(body.queries[None])))[0]
-    return hidden_states, first.cross_attention.q(first.cross_norm(hidden_states))
 
 
 class _LaterHalf(nn.Module):

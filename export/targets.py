@@ -18,8 +18,9 @@ from foresight.adapters import (
     MemberSource,
     open_onnx,
 )
+from foresight.adapters.packing import PACKED_ARCHITECTURES
 from foresight.export.aoti import export_aoti
-from foresight.export.fused import FusedAdapter, can_fuse
+from foresight.export.fused import FusedAdapter
 from foresight.export.onnx_file import export_onnx
 from foresight.export.options import ExportOptions, TargetName
 from foresight.export.parity import ParityCase, compare_outputs, measure_parity, parity_cases
@@ -112,7 +113,7 @@ def _lacking_for_cuda(options: ExportOptions) -> str | None:
 
 def _make_cuda(request: Request) -> list[Made]:
     device = torch.device("cuda", torch.cuda.current_device())
-    if not can_fuse(request.adapter.config):
+    if request.adapter.config.architecture not in PACKED_ARCHITECTURES:
         portable = PortableAdapter(request.adapter).to(device, request.gpu_dtype)
         return [_cuda_member(request, portable, None)]
     # The fused kernels' launches are chosen by shape, so that every bucket has a package of its own.

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from foresight.adapters import Adapter, AdapterConfig, EngineBucket, EngineError, Grid
+from foresight.adapters.packing import PACKED_ARCHITECTURES
 from foresight.runtime.backend import BackendDescription
 from foresight.runtime.device import is_device_fault
 from foresight.runtime.prepared import PreparedAdapter, prepare
 
 __all__ = ["EagerBackend", "FusedBackend", "fused_refusal"]
 
-_FUSED = ("query", "cross_attention")
 _LONGEST_REASON = 200
 
 
@@ -141,7 +141,7 @@ class FusedBackend:
 
 def fused_refusal(config: AdapterConfig) -> str | None:
     """Why the fused kernels do not serve an adapter, in half a sentence; None if they do."""
-    if config.architecture not in _FUSED:
+    if config.architecture not in PACKED_ARCHITECTURES:
         return f"there are no fused kernels for the architecture {config.architecture}"
     return None
 

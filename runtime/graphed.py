@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from foresight.adapters import Adapter, AdapterBody, Grid
+from foresight.adapters.packing import PackedAdapter, positions_table
 from foresight.runtime.capture import capture_graph, current_stream, new_pool, reserved_bytes
 from foresight.runtime.device_copy import Copy, DeviceCopy
-from foresight.runtime.packing import PackedAdapter, positions_table
 from foresight.runtime.prepared import PreparedAdapter, PreparedReport
 
 __all__ = ["GraphedAdapter"]

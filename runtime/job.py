@@ -151,9 +151,12 @@ def _report(
     run: _Run,
     load_seconds: float,
 ) -> Report:
-    import torch
-
-    from foresight.evaluation.environment import describe_hardware, find_commit, library_versions
+    from foresight.evaluation.environment import (
+        describe_hardware,
+        describe_threads,
+        find_commit,
+        library_versions,
+    )
     from foresight.runtime.timing import peak_gpu_memory_mb, peak_memory_mb
 
     timings = pipeline.clock.timings()
@@ -184,7 +187,7 @@ def _report(
         backend=str(models.adapter.describe()),
         device=str(pipeline.device),
         dtype=str(pipeline.dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(),
+        **describe_threads(),
         hardware=describe_hardware(str(pipeline.device)),
         versions=library_versions(),
         commit=find_commit(),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foresight.adapters import Adapter, AdapterConfig, Grid
-from foresight.runtime.packing import pack_adapter
+from foresight.adapters.packing import pack_adapter
 
 __all__ = ["MAX_CONTEXT", "PreparedAdapter", "PreparedReport", "prepare"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from foresight.adapters import Adapter, AdapterBody, Grid
+from foresight.adapters.packing import PackedAdapter, positions_table
 from foresight.kernels import onednn, reference
-from foresight.runtime.packing import PackedAdapter, map_weights, positions_table
 from foresight.runtime.prepared import PreparedAdapter, PreparedReport
 
 __all__ = ["CpuPreparedAdapter"]
@@ -23,7 +23,9 @@ class CpuPreparedAdapter(PreparedAdapter):
         assert isinstance(body, AdapterBody)
         self.config, self._body = adapter.config, body
         self._kernels: ModuleType = onednn if onednn.available() else reference
-        self.packed = map_weights(packed, onednn.reorder) if self._kernels is onednn else packed
+        if self._kernels is onednn:
+            packed.change_weights(onednn.reorder)
+        self.packed = packed
         self.device, self.dtype = torch.device("cpu"), dtype
         self._table: tuple[object, Tensor] | None = None
 

@@ -33,6 +33,7 @@ class Report:
         peak_memory_mb: largest resident size of the process in MB (10^6 bytes).
         peak_gpu_memory_mb: most memory that torch had allocated on the GPU; None on a CPU.
         mode: what the adapter speaks to.
+        threads, omp_wait_policy, gomp_spincount: what computed on the CPU; see `describe_threads`.
         backend: what ran the adapter: its name, dtype and device, and of an engine the member that it took.
         commit: the commit of the code where it is known.
         warnings: what was said on stderr, for instance that the clip was cut.
@@ -64,6 +65,8 @@ class Report:
     device: str
     dtype: str
     threads: int
+    omp_wait_policy: str
+    gomp_spincount: str
     hardware: str
     versions: Mapping[str, str]
     commit: str | None

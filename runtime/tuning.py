@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from foresight.adapters import adapter_config, build_adapter
+from foresight.adapters.packing import PackedAdapter, pack_adapter
 from foresight.kernels import Launch, LaunchTable, find_table, table_path, using_table
 from foresight.kernels.candidates import launch_candidates
-from foresight.runtime.packing import PackedAdapter, pack_adapter
 
 __all__ = ["TUNED_CASES", "AdapterCase", "TuningCase", "TuningOptions", "main", "replay_microseconds", "tune"]
 

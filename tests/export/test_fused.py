@@ -7,13 +7,14 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from foresight.adapters import EngineBucket
-from foresight.export.fused import FusedAdapter, can_fuse
+from foresight.adapters.packing import PACKED_ARCHITECTURES
+from foresight.export.fused import FusedAdapter
 from foresight.export.parity import example_inputs, measure_parity, parity_cases
 
-from .conftest import SIZES, MakeAdapter
+from .conftest import MakeAdapter
 
 
-@pytest.mark.parametrize("architecture", ["query", "cross_attention"])
+@pytest.mark.parametrize("architecture", PACKED_ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_equals_the_adapter(architecture: str, dtype: torch.dtype, make_adapter: MakeAdapter) -> None:
@@ -23,13 +24,10 @@ def test_equals_the_adapter(architecture: str, dtype: torch.dtype, make_adapter:
     assert measure_parity(adapter, cases, lambda x: fused(*x), dtype=dtype).holds
 
 
-def test_other_architectures_have_no_fused_form(make_adapter: MakeAdapter) -> None:
-    for architecture in SIZES:
-        adapter = make_adapter(architecture)
-        if not can_fuse(adapter.config):
-            with pytest.raises(ValueError, match="has no fused form"):
-                FusedAdapter(adapter, torch.float32)
-    assert [name for name in SIZES if can_fuse(make_adapter(name).config)] == ["query", "cross_attention"]
+def test_moving_it_leaves_the_adapter_where_it_is(make_adapter: MakeAdapter) -> None:
+    adapter = make_adapter("query")
+    FusedAdapter(adapter, torch.bfloat16).to(torch.float64)
+    assert {tensor.dtype for tensor in adapter.state_dict().values()} == {torch.float32}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -127,10 +127,15 @@ def spilled(ptx: Path) -> int:
 
 
 @pytest.mark.parametrize(("width", "heads"), [(64, 2), (448, 7), (512, 4)])
-def test_every_head_size_compiles(width: int, heads: int) -> None:
+def test_every_head_size_fits_into_registers_and_shared_memory(
+    width: int, heads: int, tmp_path: Path
+) -> None:
     shape = AttentionShape(batch=2, queries=48, keys=100, width=width, heads=heads, always=100, dtype="bf16")
     for tactic in TACTICS.values():
-        compile_attention(shape, tactic, 90)
+        kernel = compile_attention(shape, tactic, 90)
+        (tmp_path / "kernel.ptx").write_text(kernel.ptx)
+        assert spilled(tmp_path / "kernel.ptx") == 0
+        assert kernel.shared <= 48 * 1024
 
 
 def test_what_no_kernel_computes_is_refused() -> None:

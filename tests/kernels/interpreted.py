@@ -7,13 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from foresight.adapters import Adapter, AdapterBody, AdapterConfig, build_adapter
+from foresight.adapters import Adapter, AdapterBody, AdapterConfig, build_adapter, packing
 from foresight.kernels import Launch, LaunchTable, launches, reference, using_table
 from foresight.kernels.attention import launch_attend
 from foresight.kernels.context import launch_context
 from foresight.kernels.linear import launch_linear
 from foresight.kernels.product import launch_product
-from foresight.runtime import packing
 
 from .shapes import Make, Sizes
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from foresight.adapters import Adapter, AdapterConfig, build_adapter
+from foresight.adapters.packing import pack_adapter
 from foresight.runtime import graphed
 from foresight.runtime.graphed import GraphedAdapter
-from foresight.runtime.packing import pack_adapter
 
 CPU = torch.device("cpu")
 BUCKETS = (16, 48)

@@ -66,7 +66,9 @@ def test_the_output_has_the_clips_length_size_and_rate(
 
 
 @pytest.mark.parametrize("mode", ["conditioning", "latent"])
-def test_the_report(mode: str, make_clip: MakeClip, tmp_path: Path) -> None:
+def test_the_report(mode: str, make_clip: MakeClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     clip, path = make_clip(frames=17), tmp_path / "report.json"
     assert run(clip, "-o", tmp_path / "out.mp4", "--report", path, "--mode", mode, "--steps", 2) == 0
     report = json.loads(path.read_text())
@@ -88,6 +90,9 @@ def test_the_report(mode: str, make_clip: MakeClip, tmp_path: Path) -> None:
         "stack": "nano",
         "random_weights": True,
         "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "omp_wait_policy": "PASSIVE",
+        "gomp_spincount": "default",
         "peak_gpu_memory_mb": None,
         "warnings": [],
     }

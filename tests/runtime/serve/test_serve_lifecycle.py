@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -32,10 +33,8 @@ from foresight.models.fingerprint import local_fingerprint
 from foresight.runtime import serve as command
 from foresight.runtime.backend import BACKENDS
 from foresight.runtime.config import BackendChoice
-from foresight.runtime.engine_check import check_engine
 from foresight.runtime.frame_records import END, FRAMES_TYPE, read_records
 from foresight.runtime.server_log import configure_log
-from foresight.runtime.server_options import ServeOptions
 
 from ..small_adapter import small_config
 
@@ -279,10 +278,16 @@ def test_a_bad_engine_is_refused_before_the_server_listens(
     assert printed.err.count("\n") == 1
 
 
-def test_a_good_engine_and_a_checkpoint_folder_pass(engine: Path, tmp_path: Path) -> None:
-    check_engine(ServeOptions(adapter=engine))
-    check_engine(ServeOptions(adapter=tmp_path))
-    check_engine(ServeOptions())
+def test_with_a_good_engine_a_folder_or_nothing_the_server_comes_as_far_as_its_port(
+    engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for adapter in (("--adapter", str(engine)), ("--adapter", str(tmp_path)), ()):
+            assert command.main([*adapter, "--port", address.rpartition(":")[2]]) == 2
+            assert capfd.readouterr().err.startswith(
+                f"foresight-serve: error: {address}: cannot be listened on"
+            )
 
 
 def test_without_the_extra_it_says_what_to_install(

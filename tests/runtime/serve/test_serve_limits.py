@@ -76,14 +76,21 @@ def test_a_client_that_leaves_the_queue_gives_up_its_place(
     serve: Serve, slow_models: Any, make_clip: MakeClip
 ) -> None:
     slow_models.seconds = 0.3
-    server, clip = serve(), make_clip(frames=81).read_bytes()
-    with server.stream(clip) as response:
+    server, clip = serve(queue=1), make_clip(frames=81).read_bytes()
+    with ThreadPoolExecutor(1) as clients, server.stream(clip) as response:
         next(read_records(response))
+        slow_models.free.clear()
         with socket.create_connection(("127.0.0.1", server.port)) as other:
             body = PART + clip + b"\r\n--limit--\r\n"
             other.sendall(head_of(server.port, len(body)) + body)
             server.wait_for(lambda: b"requests_waiting 1.0" in server.request("GET", "/metrics")[2])
         server.wait_for(lambda: b"requests_waiting 0.0" in server.request("GET", "/metrics")[2], 1.0)
+        # There is but one place, and the first client still has the models.
+        third = clients.submit(server.post, clip)
+        server.wait_for(lambda: b"requests_waiting 1.0" in server.request("GET", "/metrics")[2])
+        slow_models.seconds = 0.0
+        slow_models.free.set()
+    assert third.result(30)[0] == 200
 
 
 def test_a_client_that_leaves_before_the_first_byte_is_noticed_too() -> None:

@@ -7,54 +7,90 @@ the queries that the context meets first.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from foresight.adapters import Adapter, AdapterBody, AdapterConfig, Grid
-from foresight.adapters.layer import EPS, AdapterLayer
+from foresight.adapters.adapter import Adapter
+from foresight.adapters.body import AdapterBody
+from foresight.adapters.config import AdapterConfig, Grid
+from foresight.adapters.layer import AdapterLayer
 from foresight.kernels import implementation
 
-__all__ = ["PackedAdapter", "PackedLayer", "PackedLinear", "map_weights", "pack_adapter", "positions_table"]
+__all__ = [
+    "PACKED_ARCHITECTURES",
+    "PackedAdapter",
+    "PackedLayer",
+    "PackedLinear",
+    "PackedQueries",
+    "first_queries",
+    "pack_adapter",
+    "positions_table",
+]
+
+PACKED_ARCHITECTURES = ("query", "cross_attention")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PackedLinear:
+class PackedLinear(nn.Module):
     """`weight` [N, K]; `bias` [N] fp32; with `sums` [N] fp32, its row sums, the input is normalised first."""
 
     weight: Tensor
     bias: Tensor
-    sums: Tensor | None = None
+    sums: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor, sums: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.register_buffer("sums", sums)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PackedLayer:
-    """One layer's products; the first layer's self-attention and query are constants instead."""
+class PackedQueries(nn.Module):
+    """What makes a layer's query of the context: its self-attention and the projection after it."""
 
-    qkv: PackedLinear | None
-    self_out: PackedLinear | None
-    query: PackedLinear | None
-    cross_out: PackedLinear
-    up: PackedLinear
-    down: PackedLinear
+    def __init__(self, *, qkv: PackedLinear, out: PackedLinear, query: PackedLinear) -> None:
+        super().__init__()
+        self.qkv, self.out, self.query = qkv, out, query
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PackedAdapter:
+class PackedLayer(nn.Module):
+    """One layer's products; the first layer has no `queries`, because its query is a constant."""
+
+    def __init__(
+        self, *, queries: PackedQueries | None, cross_out: PackedLinear, up: PackedLinear, down: PackedLinear
+    ) -> None:
+        super().__init__()
+        self.queries, self.cross_out, self.up, self.down = queries, cross_out, up, down
+
+
+class PackedAdapter(nn.Module):
     """All tensors of the fused forward: `hidden_states` [Q, h] fp32 and `query` [1, Q, h] are constants."""
 
-    config: AdapterConfig
-    vlm: PackedLinear
-    dino: PackedLinear
-    keys_values: PackedLinear
     hidden_states: Tensor
     query: Tensor
-    layers: tuple[PackedLayer, ...]
-    out: PackedLinear
+
+    def __init__(
+        self,
+        config: AdapterConfig,
+        *,
+        vlm: PackedLinear,
+        dino: PackedLinear,
+        keys_values: PackedLinear,
+        hidden_states: Tensor,
+        query: Tensor,
+        layers: list[PackedLayer],
+        out: PackedLinear,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.vlm, self.dino, self.keys_values, self.out = vlm, dino, keys_values, out
+        self.layers = nn.ModuleList(layers)
+        self.register_buffer("hidden_states", hidden_states)
+        self.register_buffer("query", query)
 
     def forward(
         self, vlm: Tensor, dino: Tensor, table: Tensor, lengths: Tensor, kernels: Any = None
@@ -72,11 +108,12 @@ class PackedAdapter:
         hidden_states, full, query = self.query[0], self.hidden_states, self.query
         queries, always = self.config.num_queries, dino.shape[1]
         for index, layer in enumerate(self.layers):
-            if layer.qkv is not None and layer.self_out is not None and layer.query is not None:
-                qkv = _linear(kernels, hidden_states, layer.qkv)[0].view(-1, queries, 3 * width)
-                out, columns = layer.self_out, (heads, 0, width, 2 * width, queries)
+            assert isinstance(layer, PackedLayer)
+            if layer.queries is not None:
+                qkv = _linear(kernels, hidden_states, layer.queries.qkv)[0].view(-1, queries, 3 * width)
+                out, columns = layer.queries.out, (heads, 0, width, 2 * width, queries)
                 hidden_states, full = kernels.attend(qkv, qkv, out.weight, out.bias, full, lengths, *columns)
-                query = _linear(kernels, hidden_states, layer.query)[0].view(-1, queries, width)
+                query = _linear(kernels, hidden_states, layer.queries.query)[0].view(-1, queries, width)
             out, columns = layer.cross_out, (heads, 0, 2 * index * width, (2 * index + 1) * width, always)
             hidden_states, full = kernels.attend(query, kv, out.weight, out.bias, full, lengths, *columns)
             raised = _linear(kernels, hidden_states, layer.up, activation=True)[0]
@@ -84,30 +121,17 @@ class PackedAdapter:
         output = _linear(kernels, hidden_states, self.out)[0].view(-1, queries, self.config.output_dim)
         if self.config.output_grid is None:
             return output
-        return output.mT.contiguous().view(len(output), -1, *self.config.output_grid)
+        return output.mT.contiguous().view(output.shape[0], -1, *self.config.output_grid)
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that is kept."""
-        yield from (self.hidden_states, self.query)
-        linears = [self.vlm, self.dino, self.keys_values, self.out]
-        for layer in self.layers:
-            linears += [value for f in fields(layer) if (value := getattr(layer, f.name)) is not None]
-        for linear in linears:
-            yield from (x for x in (linear.weight, linear.bias, linear.sums) if x is not None)
+        return self.buffers()
 
-
-def map_weights(packed: PackedAdapter, change: Callable[[Tensor], Tensor]) -> PackedAdapter:
-    """The same adapter with every product's weight replaced by what `change` makes of it."""
-
-    def changed(part: Any) -> Any:
-        names = [f.name for f in fields(part) if isinstance(getattr(part, f.name), PackedLinear)]
-        linears = {name: getattr(part, name) for name in names}
-        return replace(
-            part, **{name: replace(old, weight=change(old.weight)) for name, old in linears.items()}
-        )
-
-    whole: PackedAdapter = changed(packed)
-    return replace(whole, layers=tuple(changed(layer) for layer in packed.layers))
+    def change_weights(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace every product's weight by what `change` makes of it."""
+        for linear in self.modules():
+            if isinstance(linear, PackedLinear):
+                linear.weight = change(linear.weight)
 
 
 def _linear(
@@ -121,40 +145,46 @@ def _linear(
 
 @torch.no_grad()
 def pack_adapter(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> PackedAdapter:
-    """Pack the weights of a query or cross-attention adapter for `device`, products in `dtype`.
+    """Pack the weights of an adapter of `PACKED_ARCHITECTURES` for `device`, products in `dtype`.
 
     Everything is folded in fp32 and rounded once. Raises ValueError for an adapter of another architecture.
     """
     body = getattr(adapter, "body", None)
     if not isinstance(body, AdapterBody):
-        raise ValueError(f"architecture {adapter.config.architecture!r}: only query and cross_attention pack")
+        known = " and ".join(PACKED_ARCHITECTURES)
+        raise ValueError(f"architecture {adapter.config.architecture!r}: only {known} pack")
 
     def fold(linear: nn.Module, norm: nn.Module | None = None) -> PackedLinear:
         weight, bias = _values(linear)
         return _packed(weight, bias, norm, device, dtype)
 
+    def fold_queries(layer: AdapterLayer) -> PackedQueries:
+        return PackedQueries(
+            qkv=fold(layer.self_attention.qkv, layer.self_norm),
+            out=fold(layer.self_attention.out),
+            query=fold(layer.cross_attention.q, layer.cross_norm),
+        )
+
     layers = _layers(body)
     pairs = [_values(layer.cross_attention.kv) for layer in layers]
     weight, bias = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    hidden_states, query = _first_queries(body)
+    hidden_states, query = first_queries(body)
     return PackedAdapter(
-        config=adapter.config,
+        adapter.config,
         vlm=fold(body.context.vlm.proj, body.context.vlm.norm),
         dino=fold(body.context.dino.proj, body.context.dino.norm),
         keys_values=_packed(weight, bias, None, device, dtype),
         hidden_states=hidden_states.to(device),
         query=query[None].to(device, dtype),
-        layers=tuple(
+        layers=[
             PackedLayer(
-                qkv=fold(layer.self_attention.qkv, layer.self_norm) if index else None,
-                self_out=fold(layer.self_attention.out) if index else None,
-                query=fold(layer.cross_attention.q, layer.cross_norm) if index else None,
+                queries=fold_queries(layer) if index else None,
                 cross_out=fold(layer.cross_attention.out),
                 up=fold(layer.feed_forward.up, layer.ff_norm),
                 down=fold(layer.feed_forward.down),
             )
             for index, layer in enumerate(layers)
-        ),
+        ],
         out=fold(body.out_proj, body.norm),
     )
 
@@ -182,24 +212,15 @@ def _packed(
     )
 
 
-def _first_queries(body: AdapterBody) -> tuple[Tensor, Tensor]:
-    """What the first layer's queries are after its self-attention, and their cross-attention query."""
-    layer = _layers(body)[0]
-    queries = body.queries.detach().float()
-    attention = layer.self_attention
-    normed = _norm(queries, layer.self_norm)
-    weight, bias = _values(attention.qkv)
-    qkv = (normed @ weight.T + bias).view(len(queries), 3, attention.num_heads, -1).permute(1, 2, 0, 3)
-    shares = torch.softmax(qkv[0] @ qkv[1].mT * qkv.shape[-1] ** -0.5, dim=-1)
-    weight, bias = _values(attention.out)
-    hidden_states = queries + (shares @ qkv[2]).transpose(0, 1).flatten(1) @ weight.T + bias
-    weight, bias = _values(layer.cross_attention.q)
-    return hidden_states, _norm(hidden_states, layer.cross_norm) @ weight.T + bias
+@torch.no_grad()
+def first_queries(body: AdapterBody) -> tuple[Tensor, Tensor]:
+    """The learned queries after the first layer's self-attention, and their cross-attention query.
 
-
-def _norm(x: Tensor, norm: nn.Module) -> Tensor:
-    weight, bias = _values(norm)
-    return torch.nn.functional.layer_norm(x, (x.shape[-1],), weight, bias, EPS)
+    Both are [Q, hidden_dim] fp32.
+    """
+    layer, queries = copy.deepcopy(_layers(body)[0]).float(), body.queries.detach().float()
+    hidden_states = queries + layer.self_attention(layer.self_norm(queries)[None])[0]
+    return hidden_states, layer.cross_attention.q(layer.cross_norm(hidden_states))
 
 
 @torch.no_grad()
