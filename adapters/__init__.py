@@ -7,7 +7,6 @@ from foresight.adapters.build import build_adapter
 from foresight.adapters.checkpoint import load_adapter, read_adapter_config, save_adapter
 from foresight.adapters.config import AdapterConfig, Grid
 from foresight.adapters.cross_attention import CrossAttentionAdapter
-from foresight.adapters.engine_cuda import cuda_driver_refusal
 from foresight.adapters.engine_error import EngineDamagedError, EngineError
 from foresight.adapters.engine_file import EngineFile, is_engine_archive, read_bare_plan
 from foresight.adapters.engine_host import EngineHost
@@ -31,6 +30,7 @@ from foresight.adapters.mlp import MLPAdapter
 from foresight.adapters.perceiver import PerceiverAdapter
 from foresight.adapters.presets import PRESETS, AdapterShape, adapter_config
 from foresight.adapters.query import ScalableQueryAdapter
+from foresight.kernels.cuda_driver import cuda_driver_refusal
 
 __all__ = [
     "ENGINE_INPUTS",

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foresight.adapters.engine_cuda import cuda_driver_refusal
 from foresight.adapters.engine_error import EngineError
 from foresight.adapters.engine_signature import ENGINE_INPUTS, ENGINE_OUTPUT
+from foresight.kernels.cuda_driver import cuda_driver_refusal
 
 __all__ = ["TensorRTPlan", "find_tensorrt", "tensorrt_version"]
 

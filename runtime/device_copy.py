@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from foresight.adapters.engine_cuda import cuda_driver
+from foresight.kernels.cuda_driver import cuda_driver
 
 __all__ = ["Copy", "DeviceCopy"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 
-__all__ = ["cuda_driver", "cuda_driver_refusal"]
+__all__ = ["check_driver", "cuda_driver", "cuda_driver_refusal"]
 
 
 @cache
@@ -26,3 +26,12 @@ def cuda_driver_refusal() -> str | None:
         return "no CUDA driver is installed"
     status = driver.cuInit(0)
     return f"the CUDA driver does not start (cuInit returned {status})" if status else None
+
+
+def check_driver(status: int, what: str) -> None:
+    """Raise RuntimeError, with the driver's name for `status`, if it says that `what` went wrong."""
+    if status:
+        name = ctypes.c_char_p()
+        cuda_driver().cuGetErrorName(status, ctypes.byref(name))
+        given = name.value.decode() if name.value else f"CUresult {status}"
+        raise RuntimeError(f"{what}: the CUDA driver returned {given}")

@@ -1,0 +1,144 @@
+// What the persistent kernel asks of the hardware, an instruction each. tests/kernels/emulation.h offers the same on a CPU.
+
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+
+#define DEVICE __device__ __forceinline__
+#define SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+
+DEVICE int thread_index() { return threadIdx.x; }
+DEVICE int block_index() { return blockIdx.x; }
+DEVICE void block_sync() { __syncthreads(); }
+DEVICE bool warp_all(bool value) { return __all_sync(0xffffffffu, value); }
+DEVICE float warp_exchange(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+// Two floats as a pair of 16-bit elements, rounded to nearest; a NaN becomes 0x7fff.
+DEVICE uint32_t pack(float low, float high) {
+  uint32_t pair;
+#ifdef HALF
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#else
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#endif
+  return pair;
+}
+
+DEVICE float2 unpack(uint32_t pair) {
+  float2 value;
+#ifdef HALF
+  asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}"
+      : "=f"(value.x), "=f"(value.y) : "r"(pair));
+#else
+  value.x = __uint_as_float(pair << 16);
+  value.y = __uint_as_float(pair & 0xffff0000u);
+#endif
+  return value;
+}
+
+// sums += a [16, 16] b [16, 8]; which lane holds what: PTX ISA, "Matrix Fragments for mma.m16n8k16".
+DEVICE void multiply_add(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+#ifdef HALF
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#else
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#endif
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Begin sums [64, COLUMNS] += a [64, 64] b [COLUMNS, 64] transposed, by four warps together, done after `multiplied`. Both lie in shared memory, 128 bytes a row, their
+// 16-byte chunks swizzled by `staged` of adapter.cu; a warp's 16 rows of the result lie as those of `multiply_add` do.
+DEVICE uint64_t matrix_descriptor(const unsigned char* rows) {
+  // Address, the 1,024 bytes to the next eight rows, and the 128-byte swizzle; PTX ISA, "Matrix Descriptor Format".
+  uint64_t address = __cvta_generic_to_shared(rows);
+  return (address & 0x3ffff) >> 4 | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+}
+
+// {multiply_warpgroup}
+
+DEVICE void multiply_stage(float (&sums)[COLUMNS / 8][4], const unsigned char* a, const unsigned char* b) {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  uint64_t from_a = matrix_descriptor(a), from_b = matrix_descriptor(b);
+#pragma unroll
+  for (int k = 0; k < 4; k++) multiply_warpgroup(sums, from_a + k * 2, from_b + k * 2);
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// What was copied to shared memory becomes visible to `multiply_stage`, once all threads have passed a barrier.
+DEVICE void publish_stage() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+DEVICE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+DEVICE float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+DEVICE float logarithm_of_two(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 16 bytes to shared memory without passing through registers; zeros where `valid` is false.
+DEVICE void copy_async(void* target, const void* source, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :: "r"((uint32_t)__cvta_generic_to_shared(target)), "l"(source), "r"(valid ? 16 : 0) : "memory");
+}
+
+DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int PENDING>
+DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory"); }
+
+DEVICE void prefetch(const void* line) { asm volatile("prefetch.global.L2 [%0];" :: "l"(line)); }
+
+// Past the first-level cache, which does not see what other blocks write. Volatile, so that it stays where it stands.
+DEVICE uint4 load_fresh(const void* from) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+  return v;
+}
+
+// Else zeros; without a branch, so that many are under way at once.
+DEVICE uint4 load_fresh_if(bool valid, const void* from) {
+  uint4 v = make_uint4(0, 0, 0, 0);
+  asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];}"
+               : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w) : "l"(from), "r"((uint32_t)valid) : "memory");
+  return v;
+}
+
+DEVICE uint32_t load_fresh_word(const void* from) {
+  uint32_t v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+  return v;
+}
+
+DEVICE void publish(void* to, uint32_t word) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" :: "l"(to), "r"(word) : "memory");
+}
+
+DEVICE void arrive(unsigned long long* counter) {
+  asm volatile("fence.acq_rel.gpu; red.relaxed.gpu.global.add.u64 [%0], 1;" :: "l"(counter) : "memory");
+}
+
+DEVICE unsigned long long arrived(const unsigned long long* counter) {
+  unsigned long long count;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(count) : "l"(counter) : "memory");
+  return count;
+}
+
+DEVICE void relax() { __nanosleep(32); }
+
+// Where the time goes, for kernels that are compiled to tell.
+DEVICE void stamp(unsigned long long* stamps, int index) {
+#ifdef STAMPS
+  if (threadIdx.x == 0) stamps[blockIdx.x * STAMPS + index] = clock64();
+#endif
+}

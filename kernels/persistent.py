@@ -1,0 +1,337 @@
+"""The persistent kernel: a whole adapter in one cooperative launch, for one clip at a time.
+
+A chain of launches waits some microseconds between two of them; here a block waits for the few numbers that it needs.
+The kernel is CUDA C++ (`cuda/adapter.cu`), because blocks that exchange results while they run, and weights that come
+while they wait, cannot be said in Triton. What it computes is the forward of the packed adapter, launch by launch in
+`reference.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["STAMPS", "Buffers", "PersistentParameters", "PersistentShape", "Weights", "persistent_source"]
+
+_FOLDER = Path(__file__).parent / "cuda"
+_TILE = 128
+_THREADS = 256
+STAMPS = 64
+
+
+class _Linear(Protocol):
+    @property
+    def weight(self) -> Tensor: ...
+    @property
+    def bias(self) -> Tensor: ...
+    @property
+    def sums(self) -> Tensor | None: ...
+
+
+class _Queries(Protocol):
+    @property
+    def qkv(self) -> _Linear: ...
+    @property
+    def out(self) -> _Linear: ...
+    @property
+    def query(self) -> _Linear: ...
+
+
+class _Layer(Protocol):
+    @property
+    def queries(self) -> _Queries | None: ...
+    @property
+    def cross_out(self) -> _Linear: ...
+    @property
+    def up(self) -> _Linear: ...
+    @property
+    def down(self) -> _Linear: ...
+
+
+class Weights(Protocol):
+    """A packed adapter's tensors, all on one device; the first layer has no `queries`."""
+
+    @property
+    def vlm(self) -> _Linear: ...
+    @property
+    def dino(self) -> _Linear: ...
+    @property
+    def keys_values(self) -> _Linear: ...
+    @property
+    def hidden_states(self) -> Tensor: ...
+    @property
+    def query(self) -> Tensor: ...
+    @property
+    def layers(self) -> Iterable[_Layer]: ...
+    @property
+    def out(self) -> _Linear: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersistentShape:
+    """What the kernel is compiled for: an adapter's sizes, its dtype, and `blocks`, one for each multiprocessor."""
+
+    hidden_dim: int
+    num_heads: int
+    ff_dim: int
+    output_dim: int
+    vlm_dim: int
+    dino_dim: int
+    num_queries: int
+    num_layers: int
+    dtype: torch.dtype
+    blocks: int
+
+    def refusal(self, shared_memory: int) -> str | None:
+        """Why the kernel cannot serve this shape with so many bytes of shared memory a block; None if it can."""
+        if self.hidden_dim != 64 * self.num_heads:
+            return f"heads of {self.hidden_dim / self.num_heads:g}: must be 64 wide"
+        if any(size % 32 for size in (self.ff_dim, self.vlm_dim, self.dino_dim)) or self.output_dim % 8:
+            return "widths that are no multiples of 32"
+        if self.groups < max(self.num_heads, 1) or not self._fits_a_block():
+            return f"{self.num_queries} queries of {self.hidden_dim}: too much for {self.blocks} blocks"
+        if self.shared_bytes > shared_memory:
+            return f"{self.shared_bytes} bytes of shared memory: the device has {shared_memory} a block"
+        return None
+
+    def _fits_a_block(self) -> bool:
+        return self._units(self.hidden_dim) <= 4 and max(map(self._units, self._wide_widths)) <= 10
+
+    @property
+    def _wide_widths(self) -> tuple[int, ...]:
+        return (3 * self.hidden_dim, self.ff_dim, self.output_dim // self.out_passes)
+
+    @cached_property
+    def rows(self) -> int:
+        """The queries, in whole tiles of 16."""
+        return _divide_up(self.num_queries, 16) * 16
+
+    @cached_property
+    def groups(self) -> int:
+        """How many blocks share a tile of queries."""
+        return self.blocks // (self.rows // 16)
+
+    @cached_property
+    def columns(self) -> int:
+        """Columns of a tile of the context's products."""
+        return max(size for size in range(16, 129, 16) if self.hidden_dim % size == 0)
+
+    @cached_property
+    def out_passes(self) -> int:
+        """In how many parts the output is made, so that a part's weights fit into shared memory."""
+        passes = (n for n in range(1, self.output_dim // 8 + 1) if self.output_dim % (8 * n) == 0)
+        return next((n for n in passes if self._units(self.output_dim // n) <= 10), 1)
+
+    @cached_property
+    def splits(self) -> int:
+        """Parts of the context among which an attention is split."""
+        return min(3, self.groups // self.num_heads)
+
+    @cached_property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block."""
+        square, wide = self._units(self.hidden_dim), max(map(self._units, self._wide_widths))
+        regions = ((self.hidden_dim, square, 8), (self.ff_dim, square, 8), (self.hidden_dim, wide, 4))
+        region = max(_region_bytes(*each) for each in regions)
+        return max(4 * (_TILE + self.columns) * 128, 2 * region) + 2 * 4 * 16 * 88 * 4 + 2 * 8 * 16 * 8
+
+    @cached_property
+    def exchange_elements(self) -> int:
+        """Elements of one of the two sets of buffers through which blocks exchange results."""
+        wide = (8 + self.splits) * self.hidden_dim + self.ff_dim + 2 * self.splits * self.num_heads
+        return self.num_layers * self.rows * wide
+
+    def _units(self, width: int) -> int:
+        return _divide_up(width // 8, self.groups) if self.groups else width
+
+    def defines(self) -> dict[str, int]:
+        """The macros that the source is compiled with."""
+        sizes = {
+            "HIDDEN": self.hidden_dim,
+            "HEADS": self.num_heads,
+            "FF": self.ff_dim,
+            "OUT": self.output_dim,
+            "OUT_PASSES": self.out_passes,
+            "VLM_DIM": self.vlm_dim,
+            "DINO_DIM": self.dino_dim,
+            "QUERIES": self.num_queries,
+            "LAYERS": self.num_layers,
+            "GRID": self.blocks,
+            "COLUMNS": self.columns,
+            "EXPECTED_SHARED_BYTES": self.shared_bytes,
+            "EXPECTED_EXCHANGE": self.exchange_elements,
+        }
+        return sizes | ({"HALF": 1} if self.dtype == torch.float16 else {})
+
+
+def persistent_source(shape: PersistentShape, primitives: str | None = None) -> str:
+    """The kernel's source for `shape`, with the hardware's instructions or with other `primitives`."""
+    if primitives is None:
+        own = (_FOLDER / "primitives.cuh").read_text(encoding="utf-8")
+        primitives = own.replace("// {multiply_warpgroup}", _multiply_warpgroup(shape))
+    return primitives + (_FOLDER / "adapter.cu").read_text(encoding="utf-8")
+
+
+def _multiply_warpgroup(shape: PersistentShape) -> str:
+    """The instruction for [64, 16] x [16, columns], and to wait for it, which name each of its registers."""
+    count = shape.columns // 2
+    kind = "f16" if shape.dtype == torch.float16 else "bf16"
+    registers = ", ".join(f"%{i}" for i in range(count))
+    operands = ", ".join(f'"+f"(sums[{i // 4}][{i % 4}])' for i in range(count))
+    return (
+        f"DEVICE void multiply_warpgroup(float (&sums)[{count // 4}][4], uint64_t a, uint64_t b) {{\n"
+        f'  asm volatile("wgmma.mma_async.sync.aligned.m64n{shape.columns}k16.f32.{kind}.{kind} "\n'
+        f'               "{{{registers}}}, %{count}, %{count + 1}, 1, 1, 1, 0, 0;"\n'
+        f'               : {operands} : "l"(a), "l"(b));\n}}\n\n'
+        f"DEVICE void multiplied(float (&sums)[{count // 4}][4]) {{\n"
+        f'  asm volatile("wgmma.wait_group.sync.aligned 0;" : {operands} :: "memory");\n}}'
+    )
+
+
+class Buffers:
+    """The tensors that the kernel works in for clips of `dino_tokens` and up to `vlm_tokens` tokens.
+
+    `output` [num_queries, output_dim] is what a launch writes. A launch that is broken off spoils the others.
+    """
+
+    def __init__(
+        self, shape: PersistentShape, vlm_tokens: int, dino_tokens: int, device: torch.device
+    ) -> None:
+        self.vlm_tokens, self.dino_tokens = vlm_tokens, dino_tokens
+        self.split_sizes, self.splits = _plan_splits(shape, vlm_tokens, dino_tokens)
+        total, h = vlm_tokens + dino_tokens, shape.hidden_dim
+        padded = _divide_up(total, 32) * 32
+        kept = {"dtype": shape.dtype, "device": device}
+        self.partial = torch.empty(max(self.splits), total, h, device=device)
+        self.statistics = torch.empty(max(self.splits), total, 2, device=device)
+        self.context = torch.empty(total, h, **kept)
+        # What lies behind the last token is multiplied by zero, and must not be NaN.
+        self.keys = torch.zeros(shape.num_layers, padded, h, **kept)
+        self.values = torch.zeros(shape.num_layers, h, padded, **kept)
+        self.exchange = torch.full((2, shape.exchange_elements), -1, dtype=torch.int16, device=device)
+        self.counter = torch.zeros(1, dtype=torch.int64, device=device)
+        self.stamps = torch.zeros(shape.blocks, STAMPS, dtype=torch.int64, device=device)
+        self.output = torch.empty(shape.num_queries, shape.output_dim, **kept)
+        counts = (
+            vlm_tokens,
+            dino_tokens,
+            *(n for pair in zip(self.split_sizes, self.splits, strict=True) for n in pair),
+        )
+        self.arguments = {name: getattr(self, name).data_ptr() for name in _SCRATCH} | dict(
+            zip(_COUNTS, counts, strict=True)
+        )
+
+
+def _plan_splits(shape: PersistentShape, vlm: int, dino: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Places of the contracted axis in a part, and parts, for both encoders, so that blocks end together."""
+    across = shape.hidden_dim // shape.columns
+    best: tuple[float, tuple[int, int], tuple[int, int]] | None = None
+    sizes = [
+        sorted({_divide_up(_divide_up(dim, 64), n) for n in range(1, 17)})
+        for dim in (shape.vlm_dim, shape.dino_dim)
+    ]
+    for vlm_steps in sizes[0]:
+        for dino_steps in sizes[1]:
+            steps = (vlm_steps, dino_steps)
+            parts = (_divide_up(shape.vlm_dim, 64 * vlm_steps), _divide_up(shape.dino_dim, 64 * dino_steps))
+            items = [
+                _divide_up(tokens, _TILE) * across * n for tokens, n in zip((vlm, dino), parts, strict=True)
+            ]
+            # A tile starts and ends at the cost of about three steps; a part more is a pass more over the context.
+            load = [0.0] * shape.blocks
+            work = [steps[0] + 3.0] * items[0] + [steps[1] + 3.0] * items[1]
+            for index, cost in enumerate(work):
+                load[index % shape.blocks] += cost
+            cost = max(load) + 0.4 * max(parts) * _divide_up(vlm + dino, 8 * shape.blocks)
+            if best is None or cost < best[0]:
+                best = (cost, (64 * steps[0], 64 * steps[1]), parts)
+    assert best is not None
+    return best[1], best[2]
+
+
+_SCRATCH = ("partial", "statistics", "context", "keys", "values", "exchange", "output", "counter", "stamps")
+_COUNTS = ("vlm_tokens", "dino_tokens", "vlm_split", "vlm_splits", "dino_split", "dino_splits")
+
+
+class _LinearStruct(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias", "sums")]
+
+
+def _steps(layer: _Layer) -> Iterator[_Linear | None]:
+    """What a layer's steps multiply with; attentions have nothing of their own. See Kind in adapter.cu."""
+    own = layer.queries
+    yield from (None, None, None, None) if own is None else (own.qkv, None, own.out, own.query)
+    yield from (None, layer.cross_out, layer.up, layer.down)
+
+
+class PersistentParameters:
+    """The kernel's argument: addresses, and the tensors that they are those of.
+
+    `weights` are rearranged once; `fill` names what a launch reads and writes.
+    """
+
+    def __init__(self, shape: PersistentShape, weights: Weights) -> None:
+        self.shape, self.weights = shape, weights
+        self.query = torch.zeros(shape.rows, shape.hidden_dim, dtype=shape.dtype, device=weights.query.device)
+        self.query[: shape.num_queries] = weights.query[0]
+        products = [_linear(linear) for layer in weights.layers for linear in _steps(layer)]
+        products += (_linear(weights.out, part, shape.out_passes) for part in range(shape.out_passes))
+
+        class Parameters(ctypes.Structure):
+            _fields_ = [
+                *((name, ctypes.c_void_p) for name in ("vlm", "dino", "lengths", "table")),
+                *((name, _LinearStruct) for name in ("vlm_projection", "dino_projection", "keys_values")),
+                *((name, ctypes.c_void_p) for name in ("hidden_states", "query")),
+                ("products", _LinearStruct * len(products)),
+                *((name, ctypes.c_void_p) for name in _SCRATCH),
+                *((name, ctypes.c_int) for name in _COUNTS),
+            ]
+
+        self.structure = Parameters(
+            vlm_projection=_linear(weights.vlm),
+            dino_projection=_linear(weights.dino),
+            keys_values=_linear(weights.keys_values),
+            hidden_states=weights.hidden_states.data_ptr(),
+            query=self.query.data_ptr(),
+            products=(_LinearStruct * len(products))(*products),
+        )
+
+    def fill(
+        self, vlm: Tensor, dino: Tensor, table: Tensor, lengths: Tensor, buffers: Buffers
+    ) -> ctypes.Structure:
+        """The structure for one launch, which is copied when it is launched.
+
+        `vlm` [1, N, vlm_dim], `dino` [1, M, dino_dim], `table` [M + N, hidden_dim] fp32 and `lengths` [1] int32 are as
+        in `reference.encode_context`, all contiguous and aligned to 16 bytes, with the N and M of `buffers`.
+        """
+        structure = self.structure
+        structure.vlm, structure.dino = vlm.data_ptr(), dino.data_ptr()
+        structure.table, structure.lengths = table.data_ptr(), lengths.data_ptr()
+        for name, value in buffers.arguments.items():
+            setattr(structure, name, value)
+        return structure
+
+
+def _linear(linear: _Linear | None, part: int = 0, parts: int = 1) -> _LinearStruct:
+    if linear is None:
+        return _LinearStruct()
+    tensors = {"weight": linear.weight, "bias": linear.bias, "sums": linear.sums}
+    return _LinearStruct(
+        **{name: x.chunk(parts)[part].data_ptr() for name, x in tensors.items() if x is not None}
+    )
+
+
+def _region_bytes(dim: int, units: int, slices: int) -> int:
+    """Shared memory of a product's weights; see Shape in adapter.cu."""
+    return _divide_up(units, 8 // slices) * _divide_up(dim // 32, slices) * _THREADS * 16
+
+
+def _divide_up(size: int, by: int) -> int:
+    return -(-size // by)

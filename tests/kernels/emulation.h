@@ -1,0 +1,220 @@
+// The instructions of kernels/cuda/primitives.cuh on a CPU, so that the persistent kernel's own source runs there.
+// Every thread of every block is a fiber; whoever waits lets the others go on. Nothing here is quick.
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include <ucontext.h>
+
+#define __host__
+#define __device__
+#define __global__
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define DEVICE inline
+#define SHARED(name) unsigned char* name = emulation::current->block->shared.get()
+
+struct float2 { float x, y; };
+struct uint4 { uint32_t x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+template <typename T> T min(T a, T b) { return a < b ? a : b; }
+template <typename T> T max(T a, T b) { return a < b ? b : a; }
+inline float __uint_as_float(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
+inline uint32_t __float_as_uint(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
+inline float2 __ldcg(const float2* from) { return *from; }
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
+
+namespace emulation {
+
+// Counts those who wait; the last to come lets all go.
+struct Meeting { int waiting = 0, round = 0; };
+
+struct Lane { uint32_t words[6]; float value; };
+
+struct Warp { Meeting meeting; Lane lanes[32]; };
+
+struct Block {
+  int index;
+  Meeting meeting;
+  Warp warps[8];
+  std::unique_ptr<unsigned char[]> shared;
+};
+
+struct Fiber {
+  Block* block;
+  int thread;
+  ucontext_t context;
+  std::vector<unsigned char> stack;
+  bool done = false;
+};
+
+inline Fiber* current;
+inline ucontext_t scheduler;
+
+inline void yield() { swapcontext(&current->context, &scheduler); }
+
+inline void meet(Meeting& meeting, int count) {
+  int round = meeting.round;
+  if (++meeting.waiting == count) {
+    meeting.waiting = 0;
+    meeting.round++;
+  } else {
+    while (meeting.round == round) yield();
+  }
+}
+
+inline Warp& warp() { return current->block->warps[current->thread / 32]; }
+
+inline Lane& lane(int index) { return warp().lanes[index]; }
+
+inline int own() { return current->thread % 32; }
+
+inline float element(uint32_t word, int half) {
+  uint32_t bits = half ? word >> 16 : word & 0xffff;
+#ifdef HALF
+  _Float16 value;
+  uint16_t narrow = bits;
+  std::memcpy(&value, &narrow, 2);
+  return value;
+#else
+  return __uint_as_float(bits << 16);
+#endif
+}
+
+inline uint32_t narrow(float x) {
+  if (x != x) return 0x7fff;
+#ifdef HALF
+  _Float16 value = x;
+  uint16_t bits;
+  std::memcpy(&bits, &value, 2);
+  return bits;
+#else
+  uint32_t bits = __float_as_uint(x);
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+#endif
+}
+
+// Runs `body` in all threads of `blocks` blocks of 256.
+inline void launch(int blocks, size_t shared_bytes, void (*body)()) {
+  std::vector<std::unique_ptr<Block>> all;
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  for (int index = 0; index < blocks; index++) {
+    all.push_back(std::make_unique<Block>());
+    all.back()->index = index;
+    all.back()->shared.reset(new unsigned char[shared_bytes]);
+    // What was not written must not look like anything useful.
+    std::memset(all.back()->shared.get(), 0xff, shared_bytes);
+    for (int thread = 0; thread < 256; thread++) {
+      auto fiber = std::make_unique<Fiber>();
+      fiber->block = all.back().get();
+      fiber->thread = thread;
+      fiber->stack.resize(1 << 16);
+      getcontext(&fiber->context);
+      fiber->context.uc_stack.ss_sp = fiber->stack.data();
+      fiber->context.uc_stack.ss_size = fiber->stack.size();
+      fiber->context.uc_link = nullptr;
+      static void (*entry)();
+      entry = body;
+      makecontext(&fiber->context, +[] {
+        entry();
+        current->done = true;
+        yield();
+      }, 0);
+      fibers.push_back(std::move(fiber));
+    }
+  }
+  for (bool busy = true; busy;) {
+    busy = false;
+    for (auto& fiber : fibers)
+      if (!fiber->done) {
+        busy = true;
+        current = fiber.get();
+        swapcontext(&scheduler, &current->context);
+      }
+  }
+}
+
+}  // namespace emulation
+
+inline int thread_index() { return emulation::current->thread; }
+inline int block_index() { return emulation::current->block->index; }
+inline void block_sync() { emulation::meet(emulation::current->block->meeting, 256); }
+
+inline float warp_exchange(float value, int mask) {
+  using namespace emulation;
+  lane(own()).value = value;
+  meet(warp().meeting, 32);
+  float other = lane(own() ^ mask).value;
+  meet(warp().meeting, 32);
+  return other;
+}
+
+inline bool warp_all(bool value) {
+  using namespace emulation;
+  lane(own()).value = value;
+  meet(warp().meeting, 32);
+  bool all = true;
+  for (int i = 0; i < 32; i++) all = all && lane(i).value != 0;
+  meet(warp().meeting, 32);
+  return all;
+}
+
+inline uint32_t pack(float low, float high) { return emulation::narrow(low) | emulation::narrow(high) << 16; }
+inline float2 unpack(uint32_t pair) { return {emulation::element(pair, 0), emulation::element(pair, 1)}; }
+
+inline void multiply_add(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  using namespace emulation;
+  const uint32_t words[6] = {a0, a1, a2, a3, b0, b1};
+  std::memcpy(lane(own()).words, words, sizeof words);
+  meet(warp().meeting, 32);
+  int group = own() / 4, quad = own() % 4;
+  for (int i = 0; i < 4; i++) {
+    int row = group + i / 2 * 8, column = quad * 2 + i % 2;
+    for (int k = 0; k < 16; k++) {
+      int from = k % 8 / 2, half = k % 2;
+      float a = element(lane(row % 8 * 4 + from).words[row / 8 + k / 8 * 2], half);
+      sums[i] += a * element(lane(column * 4 + from).words[4 + k / 8], half);
+    }
+  }
+  meet(warp().meeting, 32);
+}
+
+inline void multiply_stage(float (&sums)[COLUMNS / 8][4], const unsigned char* a, const unsigned char* b) {
+  using namespace emulation;
+  auto at = [](const unsigned char* rows, int row, int k) {
+    uint32_t word;
+    std::memcpy(&word, rows + row * 128 + ((k / 8 ^ row % 8) * 16) + k % 8 / 2 * 4, 4);
+    return element(word, k % 2);
+  };
+  int row = current->thread / 32 % 4 * 16 + own() / 4, column = own() % 4 * 2;
+  for (int tile = 0; tile < COLUMNS / 8; tile++)
+    for (int i = 0; i < 4; i++)
+      for (int k = 0; k < 64; k++) sums[tile][i] += at(a, row + i / 2 * 8, k) * at(b, column + tile * 8 + i % 2, k);
+}
+inline void multiplied(float (&)[COLUMNS / 8][4]) {}
+inline void publish_stage() {}
+
+inline float reciprocal(float x) { return 1 / x; }
+inline float power_of_two(float x) { return std::exp2(x); }
+inline float logarithm_of_two(float x) { return std::log2(x); }
+
+inline void copy_async(void* target, const void* source, bool valid) {
+  if (valid) std::memcpy(target, source, 16);
+  else std::memset(target, 0, 16);
+}
+inline void copy_commit() {}
+template <int PENDING> void copy_wait() {}
+inline void prefetch(const void*) {}
+inline uint4 load_fresh(const void* from) { uint4 v; std::memcpy(&v, from, 16); return v; }
+inline uint4 load_fresh_if(bool valid, const void* from) { return valid ? load_fresh(from) : uint4{}; }
+inline uint32_t load_fresh_word(const void* from) { uint32_t v; std::memcpy(&v, from, 4); return v; }
+inline void publish(void* to, uint32_t word) { std::memcpy(to, &word, 4); }
+inline void arrive(unsigned long long* counter) { ++*counter; }
+inline unsigned long long arrived(const unsigned long long* counter) { return *counter; }
+inline void relax() { emulation::yield(); }
+inline void stamp(unsigned long long*, int) {}
