@@ -19,7 +19,7 @@ from typing import Self
 
 from foresight.runtime.frame_records import FRAMES_TYPE
 
-__all__ = ["Answer", "Server", "Upload"]
+__all__ = ["Answer", "Client", "Server", "Upload"]
 
 _HOST, _TIMEOUT = "127.0.0.1", 300.0
 _PATH, _BOUNDARY = "/v1/videos/sync", "foresight-bench"
@@ -51,57 +51,11 @@ class Upload:
     sent: int
 
 
-class Server:
-    """The command at work; leaving the with-block ends it, whatever it is at.
+class Client:
+    """Speaks to a server on `port` of this machine."""
 
-    Args:
-        arguments: of `foresight-serve`, without the port.
-    """
-
-    def __init__(self, arguments: Sequence[str]) -> None:
-        command = [sys.executable, "-P", "-m", "foresight.runtime.serve", "--port", "0", *arguments]
-        self._log = TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the process
-        self._begun = time.perf_counter()
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if "listening" not in line:
-            raise RuntimeError(f"the server does not listen: {self.log()}")
-        self.port = int(line.rpartition(":")[2])
-        self.listening_seconds = time.perf_counter() - self._begun
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        self._log.close()
-
-    def log(self) -> str:
-        """What the server has logged so far."""
-        self._log.seek(0)
-        return self._log.read()
-
-    def ready_seconds(self) -> float:
-        """Wait for `/ready`; seconds since the command was started."""
-        while self.get("/ready")[0] != 200:
-            if self._process.poll() is not None:
-                raise RuntimeError(f"the server has ended: {self.log()}")
-            time.sleep(0.02)
-        return time.perf_counter() - self._begun
-
-    def terminate(self) -> None:
-        """Ask it to drain and end."""
-        self._process.send_signal(signal.SIGTERM)
-
-    def exit_code(self, seconds: float) -> int:
-        """Its exit code; raises TimeoutExpired where it does not end in time."""
-        return self._process.wait(seconds)
+    def __init__(self, port: int) -> None:
+        self.port = port
 
     def get(self, path: str) -> tuple[int, bytes]:
         """Status and body of a route without arguments."""
@@ -172,3 +126,62 @@ class Server:
 def _send_whole(connection: socket.socket, part: bytes) -> int:
     connection.sendall(part)
     return len(part)
+
+
+class Server(Client):
+    """The command at work; leaving the with-block ends it, whatever it is at.
+
+    Args:
+        arguments: of `foresight-serve`, without the port.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        command = [sys.executable, "-P", "-m", "foresight.runtime.serve", "--port", "0", *arguments]
+        self._log = TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the process
+        self._begun = time.perf_counter()
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if "listening" not in line:
+            said = self.log()
+            self.close()
+            raise RuntimeError(f"the server does not listen: {said}")
+        super().__init__(int(line.rpartition(":")[2]))
+        self.listening_seconds = time.perf_counter() - self._begun
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process, whatever it is at."""
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._log.close()
+
+    def log(self) -> str:
+        """What the server has logged so far."""
+        self._log.seek(0)
+        return self._log.read()
+
+    def ready_seconds(self) -> float:
+        """Wait for `/ready`; seconds since the command was started."""
+        while self.get("/ready")[0] != 200:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"the server has ended: {self.log()}")
+            time.sleep(0.02)
+        return time.perf_counter() - self._begun
+
+    def terminate(self) -> None:
+        """Ask it to drain and end."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def exit_code(self, seconds: float) -> int:
+        """Its exit code; raises TimeoutExpired where it does not end in time."""
+        return self._process.wait(seconds)

@@ -31,7 +31,7 @@ from foresight.runtime.backend import BACKENDS, Backend, BackendName
 from foresight.runtime.backend_compiled import CompiledBackend, open_compiled
 from foresight.runtime.backend_weights import EagerBackend, FusedBackend, fused_refusal
 
-__all__ = ["first_that_runs", "open_backend"]
+__all__ = ["check_plan_device", "first_that_runs", "open_backend"]
 
 _LOG = logging.getLogger(__name__)
 # On a CPU as measured with threads that wait as the commands' do (bench/backends.py). On a GPU the fused graph was
@@ -74,6 +74,13 @@ def open_backend(
             return _open(name, engine, device, dtype, buckets, named=backend is not None)
 
         return first_that_runs(path, (backend,) if backend else _ORDER[device.type], opened)
+
+
+def check_plan_device(path: str | Path, device: torch.device) -> None:
+    """Raise EngineError, one line, where `device` runs no bare TensorRT plan; nothing of the file is read."""
+    refusal = _tensorrt_refusal(device)
+    if refusal is not None:
+        raise EngineError(f"{path}: is no engine with a manifest; as a bare TensorRT plan: {refusal}")
 
 
 def first_that_runs(
@@ -176,9 +183,7 @@ def _open_bare_plan(
         raise EngineError(
             f"{path}: is neither an engine nor, without an adapter to stand for, a TensorRT plan"
         )
-    refusal = _tensorrt_refusal(device)
-    if refusal is not None:
-        raise EngineError(f"{path}: is no engine with a manifest; as a bare TensorRT plan: {refusal}")
+    check_plan_device(path, device)
     content = read_bare_plan(path, expected_sha256=expected_sha256)
     try:
         plan = TensorRTPlan(content, device)

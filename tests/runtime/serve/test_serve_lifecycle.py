@@ -253,7 +253,11 @@ def damage(engine: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        (lambda engine: engine.write_bytes(b"no engine"), (), "is no engine with a manifest"),
+        (
+            lambda engine: engine.write_bytes(b"no engine"),
+            (),
+            "is no engine with a manifest; as a bare TensorRT plan",
+        ),
         (damage, (), f"member {WEIGHTS!r} is damaged or was changed"),
         (lambda _: None, ("--random-weights",), "was made for the features of stack 'nano-"),
         (lambda _: None, ("--engine-sha256", "0" * 64), "not the expected"),
@@ -267,10 +271,9 @@ def test_a_bad_engine_is_refused_before_the_server_listens(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("foresight.adapters.cuda_driver_refusal", lambda: "no CUDA driver is installed")
     monkeypatch.setattr("foresight.runtime.serving._listening_socket", None)
     change(engine)
-    assert command.main(["--adapter", str(engine), "--port", "0", *arguments]) == 2
+    assert command.main(["--adapter", str(engine), "--device", "cpu", "--port", "0", *arguments]) == 2
     printed = capfd.readouterr()
     assert printed.out == ""
     assert printed.err.startswith(f"foresight-serve: error: {engine}: ")
