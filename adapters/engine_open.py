@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -50,6 +53,7 @@ def open_aoti(path: Path, device: torch.device) -> Compiled:
     The package checks neither shapes nor dtypes: whoever calls it must. Raises EngineError for a package that
     torch refuses.
     """
+    _share_standard_library()
     # What torch._inductor.aoti_load_package makes, without the seconds that importing the compiler takes.
     # Single-threaded, because only then a call can be captured into a CUDA graph.
     index = -1 if device.type == "cpu" else device.index or 0
@@ -68,3 +72,13 @@ def open_aoti(path: Path, device: torch.device) -> Compiled:
 def _one_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
+
+
+@cache
+def _share_standard_library() -> None:
+    """Let packages use the process's own C++ library where a compiler has put a second one into them.
+
+    Two of them do not know each other's locales, and a package's first regular expression crashes.
+    """
+    with suppress(OSError):
+        ctypes.CDLL("libstdc++.so.6", mode=ctypes.RTLD_GLOBAL)

@@ -22,7 +22,6 @@ __all__ = ["STAMPS", "Buffers", "PersistentParameters", "PersistentShape", "Weig
 
 _FOLDER = Path(__file__).parent / "cuda"
 _TILE = 128
-_THREADS = 256
 STAMPS = 64
 
 
@@ -137,15 +136,16 @@ class PersistentShape:
     @cached_property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
-        square, wide = self._units(self.hidden_dim), max(map(self._units, self._wide_widths))
-        regions = ((self.hidden_dim, square, 8), (self.ff_dim, square, 8), (self.hidden_dim, wide, 4))
-        region = max(_region_bytes(*each) for each in regions)
-        return max(4 * (_TILE + self.columns) * 128, 2 * region) + 2 * 4 * 16 * 88 * 4 + 2 * 8 * 16 * 8
+        h, widest = self.hidden_dim, max(self.hidden_dim, self.ff_dim)
+        narrow, wide = self._units(h), max(map(self._units, self._wide_widths))
+        regions = 16 * (max(narrow * widest, wide * h) + max(narrow, wide) * h)
+        staging = max(16 * 2 * widest, 8 * 16 * 88 * 4)
+        return max(4 * (_TILE + self.columns) * 128, regions) + staging + 1024 + 2 * 8
 
     @cached_property
     def exchange_elements(self) -> int:
         """Elements of one of the two sets of buffers through which blocks exchange results."""
-        wide = (8 + self.splits) * self.hidden_dim + self.ff_dim + 2 * self.splits * self.num_heads
+        wide = (8 + self.splits) * self.hidden_dim + self.ff_dim + 8 * self.num_heads
         return self.num_layers * self.rows * wide
 
     def _units(self, width: int) -> int:
@@ -281,8 +281,9 @@ class PersistentParameters:
         self.shape, self.weights = shape, weights
         self.query = torch.zeros(shape.rows, shape.hidden_dim, dtype=shape.dtype, device=weights.query.device)
         self.query[: shape.num_queries] = weights.query[0]
-        products = [_linear(linear) for layer in weights.layers for linear in _steps(layer)]
-        products += (_linear(weights.out, part, shape.out_passes) for part in range(shape.out_passes))
+        self._fragments: list[Tensor] = []
+        products = [self._product(linear) for layer in weights.layers for linear in _steps(layer)]
+        products += (self._product(weights.out, part, shape.out_passes) for part in range(shape.out_passes))
 
         class Parameters(ctypes.Structure):
             _fields_ = [
@@ -303,6 +304,21 @@ class PersistentParameters:
             products=(_LinearStruct * len(products))(*products),
         )
 
+    def tensors(self) -> Iterator[Tensor]:
+        """What is kept besides the weights."""
+        yield self.query
+        yield from self._fragments
+
+    def _product(self, linear: _Linear | None, part: int = 0, parts: int = 1) -> _LinearStruct:
+        if linear is None:
+            return _LinearStruct()
+        weight = fragments(linear.weight.chunk(parts)[part])
+        self._fragments.append(weight)
+        bias, sums = (
+            None if x is None else x.chunk(parts)[part].data_ptr() for x in (linear.bias, linear.sums)
+        )
+        return _LinearStruct(weight=weight.data_ptr(), bias=bias, sums=sums)
+
     def fill(
         self, vlm: Tensor, dino: Tensor, table: Tensor, lengths: Tensor, buffers: Buffers
     ) -> ctypes.Structure:
@@ -319,18 +335,14 @@ class PersistentParameters:
         return structure
 
 
-def _linear(linear: _Linear | None, part: int = 0, parts: int = 1) -> _LinearStruct:
-    if linear is None:
-        return _LinearStruct()
+def _linear(linear: _Linear) -> _LinearStruct:
     tensors = {"weight": linear.weight, "bias": linear.bias, "sums": linear.sums}
-    return _LinearStruct(
-        **{name: x.chunk(parts)[part].data_ptr() for name, x in tensors.items() if x is not None}
-    )
+    return _LinearStruct(**{name: x.data_ptr() for name, x in tensors.items() if x is not None})
 
 
-def _region_bytes(dim: int, units: int, slices: int) -> int:
-    """Shared memory of a product's weights; see Shape in adapter.cu."""
-    return _divide_up(units, 8 // slices) * _divide_up(dim // 32, slices) * _THREADS * 16
+def fragments(weight: Tensor) -> Tensor:
+    """A weight [N, K] as the chain's products read it, [N / 8, K / 32, 32, 8]: by unit of rows, block of columns and lane."""
+    return weight.unflatten(1, (-1, 4, 8)).unflatten(0, (-1, 8)).transpose(1, 2).flatten(2, 3).contiguous()
 
 
 def _divide_up(size: int, by: int) -> int:

@@ -6,9 +6,11 @@
 // a result is written over a pattern that no result has (UNWRITTEN), and whoever needs it reads until the pattern is
 // gone. There are two sets of such buffers; a launch uses one and clears the other for the launch after it.
 //
-// A product's fragments come from row-major memory, 16 bytes a lane: the contracted axis may be permuted at will as long
-// as both sides are, so that in every 32 of its places lane t of a quad holds places 8 t to 8 t + 7. Weights go to shared memory
-// two steps ahead, each thread copying what it alone will read.
+// A block executes most of its instructions once or a few times, and waits for each line of them that it meets for the first time. So one
+// routine does all products of the chain, loops are rarely unrolled, and nothing is inlined twice.
+//
+// Fragments are 16 bytes a lane: the contracted axis may be permuted at will as long as both sides are, so that in every 32 of its places
+// lane t of a quad holds places 8 t to 8 t + 7. Weights of the chain lie in memory in that order and come two products ahead.
 
 constexpr int THREADS = 256, WARPS = 8, HEAD = 64;
 constexpr int ROW_TILES = (QUERIES + 15) / 16, ROWS = 16 * ROW_TILES, GROUPS = GRID / ROW_TILES;
@@ -47,34 +49,25 @@ constexpr int QUERY_KEYS = 0, VALUES = QUERY_KEYS + 2 * ROWS * HIDDEN, MIXED = V
 constexpr int AFTER_SELF = MIXED + ROWS * HIDDEN, QUERY = AFTER_SELF + ROWS * HIDDEN, PARTS = QUERY + ROWS * HIDDEN;
 constexpr int AFTER_CROSS = PARTS + SPLITS * ROWS * HIDDEN, RAISED = AFTER_CROSS + ROWS * HIDDEN;
 constexpr int AFTER_FF = RAISED + ROWS * FF, LOGS = AFTER_FF + ROWS * HIDDEN;
-constexpr int LAYER_EXCHANGE = LOGS + 2 * SPLITS * ROWS * HEADS, EXCHANGE = LAYERS * LAYER_EXCHANGE;
+constexpr int LAYER_EXCHANGE = LOGS + 2 * 4 * ROWS * HEADS, EXCHANGE = LAYERS * LAYER_EXCHANGE;
 
 __host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
 
-// How the warps of a block share a product [16, K] x [K, columns]: SLICES of the contracted axis, and among as many warps as are
-// left the columns, in units of 8.
-template <int K_, int SLICES_, int BLOCK_UNITS_>
-struct Shape {
-  static constexpr int K = K_, SLICES = SLICES_, SHARES = WARPS / SLICES, BLOCK_UNITS = BLOCK_UNITS_;
-  static constexpr int WARP_UNITS = divide_up(BLOCK_UNITS, SHARES), STEPS = divide_up(K / 32, SLICES);
-  static constexpr int BYTES = WARP_UNITS * STEPS * THREADS * 16, STRIDE = SLICES == 8 ? 40 : 88;
-};
-
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
+
+// Most units of 8 columns that a block has of a product with so many columns; those that end in HIDDEN columns, and the wide ones.
 __host__ __device__ constexpr int block_units(int width) { return divide_up(width / 8, GROUPS); }
+constexpr int NARROW = block_units(HIDDEN), WIDE = larger(larger(block_units(3 * HIDDEN), block_units(FF)), block_units(OUT / OUT_PASSES));
+static_assert(NARROW <= 4 && WIDE <= 10, "columns of a block");
 
-// Products that end in HIDDEN columns, and the wide ones, all of which normalise their input first.
-typedef Shape<HIDDEN, 8, block_units(HIDDEN)> Square;
-typedef Shape<FF, 8, block_units(HIDDEN)> Down;
-typedef Shape<HIDDEN, 4, larger(larger(block_units(3 * HIDDEN), block_units(FF)), block_units(OUT / OUT_PASSES))> Wide;
-
-// Shared memory: the pipeline of the context's products, later two regions of weights; sums; what is reduced over warps.
-constexpr int STAGES = 4, STAGE_BYTES = (128 + COLUMNS) * 128;
-constexpr int REGION = larger(larger(Square::BYTES, Down::BYTES), Wide::BYTES);
-constexpr int SUMS_AT = larger(STAGES * STAGE_BYTES, 2 * REGION), SUMS_BYTES = 4 * 16 * Wide::STRIDE * 4;
-constexpr int STATISTICS_AT = SUMS_AT + 2 * SUMS_BYTES, SHARED_BYTES = STATISTICS_AT + 2 * WARPS * 16 * 8;
+// Shared memory: the pipeline of the context's products, later the weights of two products of the chain; the chain's input, then sums
+// of eight slices of the contracted axis; what is added to the columns.
+constexpr int STAGES = 4, STAGE_BYTES = (128 + COLUMNS) * 128, LINE = 88;
+constexpr int EVEN_REGION = 16 * larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), ODD_REGION = 16 * larger(NARROW, WIDE) * HIDDEN;
+constexpr int STAGING_AT = larger(STAGES * STAGE_BYTES, EVEN_REGION + ODD_REGION);
+constexpr int TRIM_AT = STAGING_AT + larger(16 * 2 * larger(HIDDEN, FF), WARPS * 16 * LINE * 4);
+constexpr int ARRIVALS_AT = TRIM_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 2 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE, "kernels/persistent.py");
-static_assert(2 * Square::STRIDE <= Wide::STRIDE && Square::BLOCK_UNITS <= 4 && Wide::BLOCK_UNITS <= 10, "sums of a product");
 
 struct Place {
   int thread, warp, group, quad;  // group: lane / 4, a row or column of a fragment; quad: lane % 4, its eighth of 32 places
@@ -83,6 +76,8 @@ struct Place {
 
 // UNWRITTEN is the largest of numbers, so that the largest word says whether any is unwritten.
 DEVICE uint32_t largest_word(uint4 v) { return max(max(v.x, v.y), max(v.z, v.w)); }
+
+DEVICE uint32_t largest_log(uint4 v) { return max(SPLITS > 0 ? v.x : 0, max(SPLITS > 1 ? v.y : 0, SPLITS > 2 ? v.z : 0)); }
 
 DEVICE float quad_sum(float x) {
   x += warp_exchange(x, 1);
@@ -140,38 +135,42 @@ struct Tile {
 DEVICE void keep_parts(const Tile& tile, int row, int column, const float (&sums)[COLUMNS / 8][4]) {
 #pragma unroll
   for (int half = 0; half < 2; half++)
+    if (row + half * 8 < tile.rows)
 #pragma unroll
-    for (int i = 0; i < COLUMNS / 8; i++)
-      if (row + half * 8 < tile.rows)
+      for (int i = 0; i < COLUMNS / 8; i++)
         *(float2*)(tile.parts + (row + half * 8) * HIDDEN + column + i * 8) = make_float2(sums[i][half * 2], sums[i][half * 2 + 1]);
 }
 
 // As elements, laid out in shared memory first, so that memory is written 16 bytes at a time.
-DEVICE void keep_elements(const Place& at, unsigned char* shared, const Tile& tile, int row, int column, const float (&sums)[COLUMNS / 8][4]) {
+DEVICE void keep_elements(const Place& at, unsigned char* shared, const Tile& tile, int row, int column, const float (&sums)[COLUMNS / 8][4],
+                          const float2 (&bias)[COLUMNS / 8]) {
   // Odd multiples of 16 bytes spread the lines over the banks.
-  constexpr int KEY_LINE = COLUMNS / 8 % 2 ? COLUMNS : COLUMNS + 8, VALUE_LINE = 128 + 8;
+  constexpr int CHUNKS = COLUMNS / 8, WIDTH = CHUNKS % 2 ? COLUMNS : COLUMNS + 8;
   Element* lines = (Element*)shared;
 #pragma unroll
-  for (int i = 0; i < COLUMNS / 8; i++) {
-    float2 bias = *(const float2*)(tile.bias + column + i * 8);
+  for (int i = 0; i < CHUNKS; i++)
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      uint32_t pair = pack(sums[i][half * 2] + bias.x, sums[i][half * 2 + 1] + bias.y);
-      if (tile.keys) {
-        *(uint32_t*)(lines + (row + half * 8) * KEY_LINE + column + i * 8) = pair;
-      } else {
-        Element* to = lines + (column + i * 8) * VALUE_LINE + row + half * 8;
-        to[0] = (Element)(pair & 0xffff), to[VALUE_LINE] = (Element)(pair >> 16);
-      }
-    }
-  }
+    for (int half = 0; half < 2; half++)
+      *(uint32_t*)(lines + (row + half * 8) * WIDTH + column + i * 8) = pack(sums[i][half * 2] + bias[i].x, sums[i][half * 2 + 1] + bias[i].y);
   block_sync();
-  int chunks = tile.keys ? COLUMNS / 8 : 128 / 8, line = tile.keys ? KEY_LINE : VALUE_LINE;
-  for (int i = at.thread; i < 128 * COLUMNS / 8; i += THREADS) {
-    int down = i / chunks, across = i % chunks * 8;
-    Element* to = tile.keys ? tile.keys + down * HIDDEN + across : tile.values + down * tile.padded + across;
-    // The rows of a last tile that do not exist are zeros up to what the buffers hold.
-    if ((tile.keys ? down : across) < tile.padded_rows) *(uint4*)to = *(const uint4*)(lines + down * line + across);
+  // What a last tile has beyond the last token goes as far as the buffers do.
+  if (tile.keys) {
+#pragma unroll 2
+    for (int i = at.thread; i < 128 * CHUNKS; i += THREADS)
+      if (i / CHUNKS < tile.padded_rows)
+        *(uint4*)(tile.keys + i / CHUNKS * HIDDEN + i % CHUNKS * 8) = *(const uint4*)(lines + i / CHUNKS * WIDTH + i % CHUNKS * 8);
+  } else {
+#pragma unroll 2
+    for (int i = at.thread; i < 16 * COLUMNS; i += THREADS) {
+      int across = (i & 15) * 8;
+      uint32_t words[4];
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const Element* from = lines + (across + j * 2) * WIDTH + (i >> 4);
+        words[j] = from[0] | (uint32_t)from[WIDTH] << 16;
+      }
+      if (across < tile.padded_rows) *(uint4*)(tile.values + (i >> 4) * tile.padded + across) = make_uint4(words[0], words[1], words[2], words[3]);
+    }
   }
   block_sync();
 }
@@ -195,7 +194,12 @@ DEVICE void load_stage(const Place& at, unsigned char* shared, const Tile& tile,
 
 template <typename Meanwhile>
 DEVICE void multiply_tile(const Place& at, unsigned char* shared, const Tile& tile, Meanwhile meanwhile) {
+  int row = at.warp * 16 + at.group, column = at.quad * 2;
   float sums[COLUMNS / 8][4] = {}, total = 0, squares = 0;
+  float2 bias[COLUMNS / 8] = {};
+  if (tile.bias)
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 8; i++) bias[i] = *(const float2*)(tile.bias + column + i * 8);
 #pragma unroll 1
   for (int step = 0; step < STAGES - 1; step++) load_stage(at, shared, tile, step);
   meanwhile();
@@ -209,7 +213,7 @@ DEVICE void multiply_tile(const Place& at, unsigned char* shared, const Tile& ti
     multiply_stage(sums, stage + at.warp / 4 * 64 * 128, stage + 128 * 128);
     // Meanwhile two threads take the statistics of a row.
     if (tile.statistics)
-#pragma unroll
+#pragma unroll 1
       for (int i = 0; i < 4; i++) {
         uint4 chunk = *(const uint4*)staged(stage, at.thread >> 1, (at.thread & 1) * 4 + i);
         const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
@@ -224,9 +228,8 @@ DEVICE void multiply_tile(const Place& at, unsigned char* shared, const Tile& ti
   }
   copy_wait<0>();
   block_sync();
-  int row = at.warp * 16 + at.group, column = at.quad * 2;
   if (tile.parts) keep_parts(tile, row, column, sums);
-  else keep_elements(at, shared, tile, row, column, sums);
+  else keep_elements(at, shared, tile, row, column, sums, bias);
   if (tile.statistics) {
     total += warp_exchange(total, 1), squares += warp_exchange(squares, 1);
     if ((at.thread & 1) == 0 && at.thread >> 1 < tile.rows) tile.statistics[at.thread >> 1] = make_float2(total, squares);
@@ -245,7 +248,7 @@ DEVICE Tile projection_tile(const Parameters& p, int item) {
   bool vlm = item < vlm_tiles;
   int rest = vlm ? item : item - vlm_tiles, splits = vlm ? p.vlm_splits : p.dino_splits;
   int dim = vlm ? VLM_DIM : DINO_DIM, size = vlm ? p.vlm_split : p.dino_split, tokens = vlm ? p.vlm_tokens : p.dino_tokens;
-  int split = rest % splits, across = rest / splits % ACROSS, row = rest / splits / ACROSS * 128;
+  int across = rest % ACROSS, down = rest / ACROSS / splits, split = rest / ACROSS - down * splits, row = down * 128;
   const Element* weight = vlm ? p.vlm_projection.weight : p.dino_projection.weight;
   size_t target = (size_t)split * (p.vlm_tokens + p.dino_tokens) + (vlm ? p.dino_tokens : 0) + row;
   return {(vlm ? p.vlm : p.dino) + (size_t)row * dim, weight + (size_t)across * COLUMNS * dim,
@@ -259,7 +262,8 @@ DEVICE int context_tiles(const Parameters& p) { return 2 * LAYERS * ACROSS * div
 
 DEVICE Tile context_tile(const Parameters& p, int item) {
   int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32, down = divide_up(total, 128);
-  int row = item % down * 128, column = item / down * COLUMNS, part = column / HIDDEN, inside = column % HIDDEN;
+  int part = item / (ACROSS * down), inside = (item - part * ACROSS * down) % ACROSS * COLUMNS;
+  int row = (item - part * ACROSS * down) / ACROSS * 128, column = part * HIDDEN + inside;
   Element* target = (part & 1 ? p.values : p.keys) + (size_t)(part >> 1) * padded * HIDDEN;
   return {p.context + (size_t)row * HIDDEN, p.keys_values.weight + (size_t)column * HIDDEN, total - row, HIDDEN, 0, HIDDEN,
           nullptr, nullptr, part & 1 ? nullptr : target + (size_t)row * HIDDEN + inside,
@@ -281,7 +285,7 @@ DEVICE void finish(const Parameters& p, const Place& at, int token, Wait wait) {
 #pragma unroll
   for (int i = 0; i < PAIRS; i++) sum[i] = column_sums[i * 32], place[i] = table[i * 32];
   wait();
-#pragma unroll 8
+#pragma unroll 4
   for (int split = 0; split < splits; split++) {
     size_t row = (size_t)split * total + token;
     const float2* part = (const float2*)(p.partial + row * HIDDEN) + lane;
@@ -306,7 +310,6 @@ DEVICE void finish(const Parameters& p, const Place& at, int token, Wait wait) {
 // ---- The queries
 
 DEVICE int kind_of(int step) { return step < OUT_STEP ? step % KINDS : KINDS; }
-DEVICE bool is_wide(int kind) { return kind == QKV || kind == UP || kind == KINDS; }
 DEVICE int width_of(int kind) { return kind == QKV ? 3 * HIDDEN : kind == UP ? FF : kind == KINDS ? OUT / OUT_PASSES : HIDDEN; }
 
 DEVICE int next_product(int step) {
@@ -320,136 +323,143 @@ struct Units {
   DEVICE Units(const Place& at, int width) : first(at.share * (width / 8) / GROUPS), last((at.share + 1) * (width / 8) / GROUPS) {}
 };
 
-// Ask for what this thread will multiply with of weight [width, K].
-template <typename S>
-DEVICE void fetch_weights(const Place& at, const Element* weight, int width, unsigned char* region) {
+// A product's weight lies as its fragments do: [units of 8 rows, blocks of 32 columns, lanes, 8], see fragments() in persistent.py. A block's
+// units are one piece of it, which the first warp asks for.
+DEVICE void fetch_weights(const Place& at, const Element* weight, int width, int dim, unsigned char* region, uint64_t* arrival) {
+  if (at.warp > 0) return;
   Units units(at, width);
-  int slice = at.warp % S::SLICES, unit = units.first + at.warp / S::SLICES;
-  const Element* from = weight + (unit * 8 + at.group) * S::K + slice * 32 + at.quad * 8;
-#pragma unroll
-  for (int i = 0; i < S::WARP_UNITS; i++)
-#pragma unroll
-    for (int j = 0; j < S::STEPS; j++)
-      copy_async(region + ((i * S::STEPS + j) * THREADS + at.thread) * 16, from + i * S::SHARES * 8 * S::K + j * S::SLICES * 32,
-                 unit + i * S::SHARES < units.last && slice + j * S::SLICES < S::K / 32);
+  if (at.thread == 0) expect_bytes(arrival, (units.last - units.first) * dim * 16);
+  warp_sync();
+  for (int unit = at.thread; unit < units.last - units.first; unit += 32)
+    copy_bulk(region + unit * dim * 16, weight + (size_t)(units.first + unit) * dim * 8, dim * 16, arrival);
 }
 
-// Wait for this warp's slices of the block's 16 rows of x [ROWS, K].
-template <typename S>
-DEVICE void take(const Place& at, const Element* x, uint4 (&a)[S::STEPS][2]) {
-  int slice = at.warp % S::SLICES;
-  const Element* from = x + (at.rows + at.group) * S::K + slice * 32 + at.quad * 8;
-  while (true) {
+// Where the 16 bytes `chunk` of a row of a product's input lie, as fragments do.
+DEVICE uint4* input_chunk(unsigned char* staging, int row, int chunk) {
+  return (uint4*)staging + ((chunk >> 2) * 2 + (row >> 3)) * 32 + (row & 7) * 4 + (chunk & 3);
+}
+
+// Wait for the block's 16 rows of x [ROWS, dim], and leave them as fragments: sixteen threads a row.
+DEVICE void take(const Place& at, const Element* x, int dim, unsigned char* staging) {
+  constexpr int BATCH = 7;
+  int row = at.thread >> 4, last = dim / 8 - 1;
+  const Element* from = x + (at.rows + row) * dim;
+#pragma unroll 1
+  for (int batch = 0; batch <= last; batch += 16 * BATCH) {
+    int first = batch + (at.thread & 15);
+    uint4 v[BATCH] = {};
+    while (true) {
+      uint32_t largest = 0;
 #pragma unroll
-    for (int j = 0; j < S::STEPS; j++)
+      for (int i = 0; i < BATCH; i++)
+        if (batch + i * 16 <= last) v[i] = load_fresh(from + min(first + i * 16, last) * 8);
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const Element* place = from + half * 8 * S::K + j * S::SLICES * 32;
-        // Only the last step can lie outside for some of the slices.
-        a[j][half] = (j + 1) * S::SLICES <= S::K / 32 ? load_fresh(place) : load_fresh_if(slice + j * S::SLICES < S::K / 32, place);
-      }
-    uint32_t largest = 0;
+      for (int i = 0; i < BATCH; i++) largest = max(largest, largest_word(v[i]));
+      if (warp_all(largest != UNWRITTEN)) break;
+      relax();
+    }
 #pragma unroll
-    for (int j = 0; j < S::STEPS; j++) largest = max(largest, max(largest_word(a[j][0]), largest_word(a[j][1])));
-    if (warp_all(largest != UNWRITTEN)) return;
-    relax();
+    for (int i = 0; i < BATCH; i++)
+      if (batch + i * 16 <= last) *input_chunk(staging, row, min(first + i * 16, last)) = v[i];
   }
 }
 
-// As `take`, of an attention whose parts over the context [SPLITS, ROWS, HIDDEN] come with logs of their sums.
-DEVICE void take_merged(const Place& at, const Element* parts, const uint32_t* logs, uint4 (&a)[Square::STEPS][2]) {
-  uint4 part[SPLITS][Square::STEPS][2];
-  uint32_t log[SPLITS][Square::STEPS][2];
-  int slice = at.warp % Square::SLICES;
+// As `take`, of an attention whose parts over the context [SPLITS, ROWS, HIDDEN] come with logs of their sums [ROWS, HEADS, 4].
+DEVICE void take_merged(const Place& at, const Element* parts, const uint32_t* logs, unsigned char* staging) {
+  constexpr int CHUNKS = divide_up(HIDDEN / 8, 16);
+  uint4 part[CHUNKS][SPLITS], log[CHUNKS];
+  int row = at.thread >> 4, chunk[CHUNKS];
+#pragma unroll
+  for (int i = 0; i < CHUNKS; i++) chunk[i] = min((at.thread & 15) + i * 16, HIDDEN / 8 - 1);
+  // The logs are little to ask for again and again; the parts are mostly there when they are.
   while (true) {
     uint32_t largest = 0;
 #pragma unroll
-    for (int s = 0; s < SPLITS; s++)
+    for (int i = 0; i < CHUNKS; i++) log[i] = load_fresh(logs + ((at.rows + row) * HEADS + chunk[i] / 8) * 4);
 #pragma unroll
-      for (int j = 0; j < Square::STEPS; j++)
+    for (int i = 0; i < CHUNKS; i++) largest = max(largest, largest_log(log[i]));
+    if (warp_all(largest != UNWRITTEN)) break;
+    relax();
+  }
+  while (true) {
+    uint32_t largest = 0;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-          int block = slice + j * Square::SLICES, row = s * ROWS + at.rows + at.group + half * 8;
-          const Element* place = parts + row * HIDDEN + block * 32 + at.quad * 8;
-          bool always = (j + 1) * Square::SLICES <= HIDDEN / 32, valid = block < HIDDEN / 32;
-          part[s][j][half] = always ? load_fresh(place) : load_fresh_if(valid, place);
-          log[s][j][half] = load_fresh_word(logs + row * HEADS + (valid ? block / 2 : 0));
-        }
+    for (int i = 0; i < CHUNKS; i++)
 #pragma unroll
-    for (int s = 0; s < SPLITS; s++)
+      for (int s = 0; s < SPLITS; s++) part[i][s] = load_fresh(parts + (s * ROWS + at.rows + row) * HIDDEN + chunk[i] * 8);
 #pragma unroll
-      for (int j = 0; j < Square::STEPS; j++)
+    for (int i = 0; i < CHUNKS; i++)
 #pragma unroll
-        for (int half = 0; half < 2; half++) largest = max(largest, max(log[s][j][half], largest_word(part[s][j][half])));
+      for (int s = 0; s < SPLITS; s++) largest = max(largest, largest_word(part[i][s]));
     if (warp_all(largest != UNWRITTEN)) break;
     relax();
   }
 #pragma unroll
-  for (int j = 0; j < Square::STEPS; j++)
+  for (int i = 0; i < CHUNKS; i++) {
+    const uint32_t words[4] = {log[i].x, log[i].y, log[i].z, log[i].w};
+    float largest = EMPTY, total = 0, share[SPLITS];
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      float largest = EMPTY, total = 0, share[SPLITS];
+    for (int s = 0; s < SPLITS; s++) largest = fmaxf(largest, __uint_as_float(words[s]));
 #pragma unroll
-      for (int s = 0; s < SPLITS; s++) largest = fmaxf(largest, __uint_as_float(log[s][j][half]));
+    for (int s = 0; s < SPLITS; s++) total += share[s] = power_of_two(__uint_as_float(words[s]) - largest);
+    float scale = reciprocal(total);
+    uint32_t merged[4];
 #pragma unroll
-      for (int s = 0; s < SPLITS; s++) total += share[s] = power_of_two(__uint_as_float(log[s][j][half]) - largest);
-      float scale = reciprocal(total);
-      uint32_t merged[4];
+    for (int word = 0; word < 4; word++) {
+      float x = 0, y = 0;
 #pragma unroll
-      for (int word = 0; word < 4; word++) {
-        float x = 0, y = 0;
-#pragma unroll
-        for (int s = 0; s < SPLITS; s++) {
-          const uint4& v = part[s][j][half];
-          const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-          float2 pair = unpack(words[word]);
-          x += share[s] * pair.x;
-          y += share[s] * pair.y;
-        }
-        merged[word] = pack(x * scale, y * scale);
+      for (int s = 0; s < SPLITS; s++) {
+        const uint32_t pairs[4] = {part[i][s].x, part[i][s].y, part[i][s].z, part[i][s].w};
+        float2 pair = unpack(pairs[word]);
+        x += share[s] * pair.x;
+        y += share[s] * pair.y;
       }
-      a[j][half] = make_uint4(merged[0], merged[1], merged[2], merged[3]);
+      merged[word] = pack(x * scale, y * scale);
     }
+    *input_chunk(staging, row, chunk[i]) = make_uint4(merged[0], merged[1], merged[2], merged[3]);
+  }
 }
 
-// Leave each slice's sums, and the rows' statistics if they are wanted, where all threads find them; see `finish_rows`.
-template <typename S>
-DEVICE void multiply_rows(const Place& at, const uint4 (&a)[S::STEPS][2], const Units& units, bool norm, const unsigned char* region,
-                          float* sums, float2* statistics) {
-  int slice = at.warp % S::SLICES, share = at.warp / S::SLICES;
-  float result[S::WARP_UNITS][4] = {};
+// Mean and 1 / deviation of a row of HIDDEN, for its sixteen threads.
+DEVICE float2 row_statistics(const Place& at, unsigned char* staging) {
+  float2 sum = {0, 0};
+#pragma unroll 1
+  for (int chunk = at.thread & 15; chunk < HIDDEN / 8; chunk += 16) {
+    uint4 v = *input_chunk(staging, at.thread >> 4, chunk);
+    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-  for (int j = 0; j < S::STEPS; j++)
-#pragma unroll
-    for (int i = 0; i < S::WARP_UNITS; i++)
-      multiply_32(result[i], a[j], *(const uint4*)(region + ((i * S::STEPS + j) * THREADS + at.thread) * 16));
-#pragma unroll
-  for (int i = 0; i < S::WARP_UNITS; i++)
-    if (units.first + share + i * S::SHARES < units.last)
-#pragma unroll
-      for (int half = 0; half < 2; half++)
-        *(float2*)(sums + (slice * 16 + at.group + half * 8) * S::STRIDE + (share + i * S::SHARES) * 8 + at.quad * 2) =
-            make_float2(result[i][half * 2], result[i][half * 2 + 1]);
-  if (norm)
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      float sum = 0, squares = 0;
-#pragma unroll
-      for (int k = 0; k < divide_up(S::STEPS, S::SHARES); k++) {
-        // Warps that share a slice share its steps, too.
-        uint4 v = a[k * S::SHARES][half];
-        if (S::SHARES == 2 && share) v = k * 2 + 1 < S::STEPS ? a[min(k * 2 + 1, S::STEPS - 1)][half] : make_uint4(0, 0, 0, 0);
-        const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          float2 pair = unpack(words[i]);
-          sum += pair.x + pair.y;
-          squares += pair.x * pair.x + pair.y * pair.y;
-        }
-      }
-      sum = quad_sum(sum), squares = quad_sum(squares);
-      if (at.quad == 0) statistics[at.warp * 16 + at.group + half * 8] = make_float2(sum, squares);
+    for (int i = 0; i < 4; i++) {
+      float2 pair = unpack(words[i]);
+      sum.x += pair.x + pair.y;
+      sum.y += pair.x * pair.x + pair.y * pair.y;
     }
+  }
+#pragma unroll
+  for (int mask = 1; mask < 16; mask *= 2) sum.x += warp_exchange(sum.x, mask), sum.y += warp_exchange(sum.y, mask);
+  float mean = sum.x / HIDDEN;
+  return make_float2(mean, inverse_deviation(sum, mean, HIDDEN));
+}
+
+// Leave the sums [WARPS, 16, LINE] of each warp's slice of the contracted axis in the input's place.
+template <int UNITS>
+DEVICE void multiply_rows(const Place& at, int units, int dim, unsigned char* staging, const unsigned char* region) {
+  float result[UNITS][4] = {};
+  int lane = at.thread & 31;
+#pragma unroll 1
+  for (int block = at.warp; block < dim / 32; block += WARPS) {
+    const uint4 a[2] = {((const uint4*)staging)[block * 64 + lane], ((const uint4*)staging)[block * 64 + 32 + lane]};
+#pragma unroll
+    for (int i = 0; i < UNITS; i++)
+      // A unit too many is computed again, which needs no branch.
+      multiply_32(result[i], a, ((const uint4*)region)[(min(i, units - 1) * (dim / 32) + block) * 32 + lane]);
+  }
+  block_sync();
+  float* sums = (float*)staging + (at.warp * 16 + at.group) * LINE + at.quad * 2;
+#pragma unroll
+  for (int i = 0; i < UNITS; i++) {
+    *(float2*)(sums + i * 8) = make_float2(result[i][0], result[i][1]);
+    *(float2*)(sums + 8 * LINE + i * 8) = make_float2(result[i][2], result[i][3]);
+  }
   block_sync();
 }
 
@@ -461,62 +471,16 @@ DEVICE float gelu(float x) {
   return 0.5f * x * (1 + (x < 0 ? -erf : erf));
 }
 
-// Sixteen threads finish a row, a pair of columns at a time; what a thread adds to its columns is asked for ahead.
-template <typename S>
-struct Trim {
-  static constexpr int PAIRS = divide_up(S::BLOCK_UNITS * 4, 16);
-  float2 bias[PAIRS], sums[PAIRS];
-
-  DEVICE Trim(const Place& at, const Linear& linear, const Units& units, bool norm) {
-#pragma unroll
-    for (int i = 0; i < PAIRS; i++) {
-      int column = min(units.first * 8 + ((at.thread & 15) + i * 16) * 2, units.last * 8 - 2);
-      bias[i] = *(const float2*)(linear.bias + column);
-      sums[i] = *(const float2*)((norm ? linear.sums : linear.bias) + column);
-    }
-  }
-
-  // store(row, column, x, y, pair's number, whether it exists).
-  template <typename Store>
-  DEVICE void finish_rows(const Place& at, const Units& units, bool norm, const float* slices, const float2* statistics, Store store) const {
-    int row = at.thread >> 4;
-    float mean = 0, scale = 1;
-    if (norm) {
-      float2 sum = {0, 0};
-#pragma unroll
-      for (int warp = 0; warp < WARPS; warp++) {
-        float2 part = statistics[warp * 16 + row];
-        sum.x += part.x;
-        sum.y += part.y;
-      }
-      mean = sum.x / S::K;
-      scale = inverse_deviation(sum, mean, S::K);
-    }
-#pragma unroll
-    for (int i = 0; i < PAIRS; i++) {
-      int inside = ((at.thread & 15) + i * 16) * 2;
-      float x = 0, y = 0;
-#pragma unroll
-      for (int slice = 0; slice < S::SLICES; slice++) {
-        float2 part = *(const float2*)(slices + (slice * 16 + row) * S::STRIDE + inside);
-        x += part.x;
-        y += part.y;
-      }
-      x = scale * (x - mean * sums[i].x) + bias[i].x;
-      y = scale * (y - mean * sums[i].y) + bias[i].y;
-      store(at.rows + row, units.first * 8 + inside, x, y, i, inside < (units.last - units.first) * 8);
-    }
-  }
-};
-
 // Attention of the block's rows in one head over blocks of 32 keys, a warp a block at a time. Keys [*, HEAD] and values [HEAD, *]
 // with their strides, `limit` of them; `count` keys take part. If `growing` they are still being written, and no warp has more than one
-// block. Writes [ROWS, HIDDEN] and, unless null, logs [ROWS, HEADS].
+// block. Writes [ROWS, HIDDEN] and, unless null, logs [ROWS, HEADS, 4].
 DEVICE void attend(const Place& at, unsigned char* shared, const Element* query, int query_stride, const Element* keys, int key_stride,
                    const Element* values, int value_stride, int first, int last, int count, int limit, bool growing, Element* output, float* logs) {
   float largest[2] = {EMPTY, EMPTY}, total[2] = {0, 0}, mixed[8][4] = {};
   uint4 q[2][2], k[4][2], v[8];
   bool first_time = true;
+  // Every block has a key that counts, so that those that do not end as zeros.
+  last = min(last, divide_up(count, 32));
   for (int block = first + at.warp; block < last; block += WARPS) {
     int base = block * 32;
     auto load_keys_values = [&] {
@@ -524,11 +488,11 @@ DEVICE void attend(const Place& at, unsigned char* shared, const Element* query,
       for (int tile = 0; tile < 4; tile++) {
         int key = base + (at.group >> 1) * 8 + tile * 2 + (at.group & 1);
 #pragma unroll
-        for (int half = 0; half < 2; half++) k[tile][half] = load_fresh_if(key < limit, keys + key * key_stride + half * 32 + at.quad * 8);
+        for (int half = 0; half < 2; half++) k[tile][half] = load_fresh(keys + min(key, limit - 1) * key_stride + half * 32 + at.quad * 8);
       }
 #pragma unroll
       for (int tile = 0; tile < 8; tile++)
-        v[tile] = load_fresh_if(base + at.quad * 8 < limit, values + (tile * 8 + at.group) * value_stride + base + at.quad * 8);
+        v[tile] = load_fresh(values + (tile * 8 + at.group) * value_stride + min(base + at.quad * 8, limit - 8));
     };
     load_keys_values();
     while (first_time) {
@@ -570,8 +534,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, const Element* query,
     for (int tile = 0; tile < 4; tile++) {
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        bool valid = base + at.quad * 8 + tile * 2 + (i & 1) < count;
-        scores[tile][i] = valid ? power_of_two(scores[tile][i] - largest[i >> 1]) : 0;
+        scores[tile][i] = power_of_two(scores[tile][i] - largest[i >> 1]);
         total[i >> 1] += scores[tile][i];
       }
       weights[tile][0] = pack(scores[tile][0], scores[tile][1]);
@@ -586,8 +549,8 @@ DEVICE void attend(const Place& at, unsigned char* shared, const Element* query,
   // Every warp's part: largest score, sum and mixture, where the product before this may still be read.
   block_sync();
   constexpr int STRIDE = 72;
-  float2* heads = (float2*)(shared + STATISTICS_AT);
-  float* mixtures = (float*)(shared + SUMS_AT);
+  float2* heads = (float2*)(shared + TRIM_AT);
+  float* mixtures = (float*)(shared + STAGING_AT);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int row = at.warp * 16 + at.group + half * 8;
@@ -598,170 +561,159 @@ DEVICE void attend(const Place& at, unsigned char* shared, const Element* query,
       *(float2*)(mixtures + row * STRIDE + tile * 8 + at.quad * 2) = make_float2(mixed[tile][half * 2], mixed[tile][half * 2 + 1]);
   }
   block_sync();
-  int row = at.thread >> 4;
-  float peak = EMPTY, sum = 0, share[WARPS];
+  int row = at.thread >> 4, column = (at.thread & 15) * 4;
+  float peak = EMPTY, sum = 0, merged[4] = {};
 #pragma unroll
   for (int warp = 0; warp < WARPS; warp++) peak = fmaxf(peak, heads[warp * 16 + row].x);
-#pragma unroll
+#pragma unroll 2
   for (int warp = 0; warp < WARPS; warp++) {
-    float2 part = heads[warp * 16 + row];
-    share[warp] = power_of_two(part.x - peak);
-    sum += share[warp] * part.y;
+    float2 part = heads[warp * 16 + row], x = *(const float2*)(mixtures + (warp * 16 + row) * STRIDE + column);
+    float2 y = *(const float2*)(mixtures + (warp * 16 + row) * STRIDE + column + 2);
+    float share = power_of_two(part.x - peak);
+    sum += share * part.y;
+    merged[0] += share * x.x, merged[1] += share * x.y, merged[2] += share * y.x, merged[3] += share * y.y;
   }
   float scale = sum == 0 ? 0 : reciprocal(sum);
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    int column = ((at.thread & 15) + i * 16) * 2;
-    float x = 0, y = 0;
-#pragma unroll
-    for (int warp = 0; warp < WARPS; warp++) {
-      float2 part = *(const float2*)(mixtures + (warp * 16 + row) * STRIDE + column);
-      x += share[warp] * part.x;
-      y += share[warp] * part.y;
-    }
-    publish(output + (size_t)(at.rows + row) * HIDDEN + column, pack(x * scale, y * scale));
-  }
+  Element* to = output + (at.rows + row) * HIDDEN + column;
+  publish(to, pack(merged[0] * scale, merged[1] * scale));
+  publish(to + 2, pack(merged[2] * scale, merged[3] * scale));
   if (logs && (at.thread & 15) == 0) {
     float log = sum == 0 ? EMPTY : peak + logarithm_of_two(sum);
-    publish(logs + (at.rows + row) * HEADS, log != log ? 0x7fffffffu : __float_as_uint(log));
+    publish(logs + (at.rows + row) * HEADS * 4, log != log ? 0x7fffffffu : __float_as_uint(log));
   }
   // The next step writes where this one still reads.
   block_sync();
 }
-
-constexpr int RESIDUAL_PAIRS = divide_up(Square::BLOCK_UNITS * 4, 16);
 
 struct Chain {
   const Parameters& p;
   Place at;
   unsigned char* shared;
   Element* exchange;
-  float residual[RESIDUAL_PAIRS][2];
-  int turn;  // of products; its parity says which region and which sums
+  float2 residual;  // of this thread's columns, where a product has one
+  int turn;         // of products; its parity says which region of weights is meant
 
-  DEVICE unsigned char* region() const { return shared + (turn & 1) * REGION; }
-  DEVICE float* sums() const { return (float*)(shared + SUMS_AT + (turn & 1) * SUMS_BYTES); }
-  DEVICE float2* statistics() const { return (float2*)(shared + STATISTICS_AT) + (turn & 1) * WARPS * 16; }
+  DEVICE unsigned char* region() const { return shared + (turn & 1) * EVEN_REGION; }
+  DEVICE uint64_t* arrival() const { return (uint64_t*)(shared + ARRIVALS_AT) + (turn & 1); }
 
   DEVICE void fetch(int step) {
-    if (step < LAST_STEP) {
-      int kind = kind_of(step);
-      const Element* weight = p.products[step].weight;
-      if (is_wide(kind)) fetch_weights<Wide>(at, weight, width_of(kind), region());
-      else if (kind == DOWN) fetch_weights<Down>(at, weight, HIDDEN, region());
-      else fetch_weights<Square>(at, weight, HIDDEN, region());
-    }
-    copy_commit();
+    if (step >= LAST_STEP) return;
+    int kind = kind_of(step);
+    fetch_weights(at, p.products[step].weight, width_of(kind), kind == DOWN ? FF : HIDDEN, region(), arrival());
   }
 
   DEVICE void load_residual() {
     Units units(at, HIDDEN);
+    int row = at.rows + (at.thread >> 4), column = units.first * 8 + (at.thread & 15) * 2;
+    residual = make_float2(0, 0);
+    if (row < QUERIES && column < units.last * 8) residual = *(const float2*)(p.hidden_states + row * HIDDEN + column);
+  }
+
+  // A product, with the norm before it and GELU or the residual after it. It writes the next step's input: for QKV queries and keys
+  // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; behind the last layer a part of the output.
+  DEVICE void product(int step, int kind, Element* own) {
+    Element* before = own - LAYER_EXCHANGE;
+    bool norm = kind != CROSS_OUT && kind != SELF_OUT && kind != DOWN;
+    int dim = kind == DOWN ? FF : HIDDEN, width = width_of(kind);
+    Units units(at, width);
+    unsigned char* staging = shared + STAGING_AT;
+    // Asked for ahead, and for as many columns as there are threads.
+    const Linear& linear = p.products[step];
+    int column = units.first * 8 + at.thread;
+    float bias = 0, sum = 0;
+    if (column < units.last * 8) {
+      bias = linear.bias[column];
+      if (norm) sum = linear.sums[column];
+    }
+    // What the product before this has left there was read by all.
+    block_sync();
+    if (kind == CROSS_OUT) take_merged(at, own + PARTS, (const uint32_t*)(own + LOGS), staging);
+    else take(at, kind == QKV || kind == KINDS ? before + AFTER_FF : own + (kind == SELF_OUT ? MIXED : kind == QUERY_OUT ? AFTER_SELF : kind == UP ? AFTER_CROSS : RAISED), dim, staging);
+    float2 *trim = (float2*)(shared + TRIM_AT), statistics = make_float2(0, 1);
+    if (column < units.last * 8) trim[at.thread] = make_float2(bias, sum);
+    if (norm) statistics = row_statistics(at, staging);
+    stamp(p.stamps, 6 + 2 * step);
+    block_sync();
+    wait_for_bytes(arrival(), turn >> 1 & 1);
+    int count = units.last - units.first;
+    if (width == HIDDEN) multiply_rows<NARROW>(at, count, dim, staging, region());
+    else multiply_rows<WIDE>(at, count, dim, staging, region());
+
     int row = at.rows + (at.thread >> 4);
+#pragma unroll 1
+    for (int inside = (at.thread & 15) * 2; (inside & ~31) < count * 8; inside += 32) {
+      const float* sums = (const float*)staging + (at.thread >> 4) * LINE + inside;
+      float x = 0, y = 0;
 #pragma unroll
-    for (int i = 0; i < RESIDUAL_PAIRS; i++)
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        int column = units.first * 8 + ((at.thread & 15) + i * 16) * 2 + j;
-        residual[i][j] = row < QUERIES && column < units.last * 8 ? p.hidden_states[row * HIDDEN + column] : 0;
+      for (int slice = 0; slice < WARPS; slice++) {
+        float2 part = *(const float2*)(sums + slice * 16 * LINE);
+        x += part.x;
+        y += part.y;
       }
-  }
-
-  // output [ROWS, HIDDEN] = x linear, with the residual unless the input is normalised.
-  template <typename S, typename Take>
-  DEVICE void narrow(bool norm, Element* output, int step, Take take_input) {
-    Units units(at, HIDDEN);
-    Trim<S> trim(at, p.products[step], units, norm);
-    uint4 a[S::STEPS][2];
-    take_input(a);
-    stamp(p.stamps, 6 + 2 * step);
-    copy_wait<1>();
-    multiply_rows<S>(at, a, units, norm, region(), sums(), statistics());
-    trim.finish_rows(at, units, norm, sums(), statistics(), [&](int row, int column, float x, float y, int pair, bool exists) {
-      if (!norm) x = residual[pair][0] += x, y = residual[pair][1] += y;
-      if (exists) publish(output + row * HIDDEN + column, pack(x, y));
-    });
-  }
-
-  // The self-attention's queries and keys [ROWS, 2 HIDDEN] and its values [HIDDEN, ROWS]; the raised [ROWS, FF]; or the output, whose
-  // parts have one input.
-  DEVICE void wide(int kind, const Element* x, uint4 (&a)[Wide::STEPS][2], Element* output, int stride, int step) {
-    Units units(at, width_of(kind));
-    Trim<Wide> trim(at, p.products[step], units, true);
-    if (step <= OUT_STEP) take<Wide>(at, x, a);
-    stamp(p.stamps, 6 + 2 * step);
-    copy_wait<1>();
-    multiply_rows<Wide>(at, a, units, true, region(), sums(), statistics());
-    trim.finish_rows(at, units, true, sums(), statistics(), [&](int row, int column, float x, float y, int, bool exists) {
-      // Two rows of a column lie side by side among the values; the next row's thread is 16 lanes away.
-      bool odd = row & 1;
-      float other = kind == QKV ? warp_exchange(odd ? x : y, 16) : 0;
+      float2 left = trim[inside], right = trim[inside + 1];
+      x = statistics.y * (x - statistics.x * left.y) + left.x;
+      y = statistics.y * (y - statistics.x * right.y) + right.x;
       if (kind == UP) x = gelu(x), y = gelu(y);
-      Element* to = output + row * stride + column;
+      if (!norm) x = residual.x += x, y = residual.y += y;
+      int to_column = units.first * 8 + inside;
       uint32_t pair = pack(x, y);
-      if (kind == QKV && column >= 2 * HIDDEN) {
-        to = output + VALUES - QUERY_KEYS + (column - 2 * HIDDEN + odd) * ROWS + row - odd;
-        pair = odd ? pack(other, y) : pack(x, other);
+      Element* to = kind == KINDS ? p.output + (step - OUT_STEP) * width + row * OUT + to_column
+                                  : own + (kind == QKV ? QUERY_KEYS : kind == SELF_OUT ? AFTER_SELF : kind == QUERY_OUT ? QUERY
+                                           : kind == CROSS_OUT ? AFTER_CROSS : kind == UP ? RAISED : AFTER_FF) + row * (kind == QKV ? 2 * HIDDEN : width) + to_column;
+      if (kind == QKV) {
+        // Two rows of a column lie side by side among the values; the next row's thread is 16 lanes away.
+        bool odd = row & 1;
+        float other = warp_exchange(odd ? x : y, 16);
+        if (to_column >= 2 * HIDDEN) {
+          to = own + VALUES + (to_column - 2 * HIDDEN + odd) * ROWS + row - odd;
+          pair = odd ? pack(other, y) : pack(x, other);
+        }
       }
-      if (exists && (kind != KINDS || row < QUERIES)) publish(to, pair);
-    });
+      if (inside < count * 8 && (kind != KINDS || row < QUERIES)) publish(to, pair);
+    }
+    fetch(next_product(next_product(step)));
+    turn++;
+    stamp(p.stamps, 7 + 2 * step);
   }
 
   DEVICE void attend_in(int kind, int layer) {
     Element* own = exchange + layer * LAYER_EXCHANGE;
     int head = at.share % HEADS, split = at.share / HEADS;
     if (split >= (kind == SELF_ATTEND ? 1 : SPLITS)) return;
-    if (kind == SELF_ATTEND) {
-      attend(at, shared, own + QUERY_KEYS + head * HEAD, 2 * HIDDEN, own + QUERY_KEYS + HIDDEN + head * HEAD, 2 * HIDDEN,
-             own + VALUES + head * HEAD * ROWS, ROWS, 0, divide_up(QUERIES, 32), QUERIES, ROWS, true, own + MIXED + head * HEAD, nullptr);
-      return;
-    }
-    int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32, blocks = padded / 32, each = divide_up(blocks, SPLITS);
+    bool self = kind == SELF_ATTEND;
+    int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32, each = divide_up(padded / 32, SPLITS);
     size_t start = (size_t)layer * padded * HIDDEN;
-    attend(at, shared, (layer ? own + QUERY : p.query) + head * HEAD, HIDDEN, p.keys + start + head * HEAD, HIDDEN,
-           p.values + start + (size_t)head * HEAD * padded, padded, split * each, min(blocks, (split + 1) * each),
-           min(p.dino_tokens + p.lengths[0], total), padded, false, own + PARTS + split * ROWS * HIDDEN + head * HEAD,
-           (float*)(own + LOGS) + split * ROWS * HEADS + head);
+    int first = self ? 0 : split * each, last = self ? divide_up(QUERIES, 32) : min(padded / 32, first + each);
+    const Element *query = self ? own + QUERY_KEYS : layer ? own + QUERY : p.query;
+    const Element *keys = self ? own + QUERY_KEYS + HIDDEN : p.keys + start;
+    const Element *values = self ? own + VALUES + head * HEAD * ROWS : p.values + start + (size_t)head * HEAD * padded;
+    attend(at, shared, query + head * HEAD, self ? 2 * HIDDEN : HIDDEN, keys + head * HEAD, self ? 2 * HIDDEN : HIDDEN, values,
+           self ? ROWS : padded, first, last, self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded, self,
+           own + (self ? MIXED : PARTS + split * ROWS * HIDDEN) + head * HEAD, self ? nullptr : (float*)(own + LOGS) + head * 4 + split);
   }
 
   DEVICE void run() {
-    uint4 hidden[Wide::STEPS][2];
 #pragma unroll 1
     for (int step = CROSS_ATTEND; step < LAST_STEP; step++) {
       int layer = step / KINDS, kind = kind_of(step);
-      Element *own = exchange + layer * LAYER_EXCHANGE, *before = own - LAYER_EXCHANGE;
       if (kind == SELF_ATTEND || kind == CROSS_ATTEND) {
         attend_in(kind, layer);
         stamp(p.stamps, 7 + 2 * step);
-        continue;
-      }
-      if (is_wide(kind)) {
-        Element* output = kind == QKV ? own + QUERY_KEYS : kind == UP ? own + RAISED : p.output + (step - OUT_STEP) * width_of(KINDS);
-        wide(kind, kind == UP ? own + AFTER_CROSS : before + AFTER_FF, hidden, output, kind == QKV ? 2 * HIDDEN : kind == UP ? FF : OUT,
-             step);
-      } else if (kind == DOWN) {
-        narrow<Down>(false, own + AFTER_FF, step, [&](uint4 (&a)[Down::STEPS][2]) { take<Down>(at, own + RAISED, a); });
       } else {
-        int target = kind == SELF_OUT ? AFTER_SELF : kind == QUERY_OUT ? QUERY : AFTER_CROSS;
-        narrow<Square>(kind == QUERY_OUT, own + target, step, [&](uint4 (&a)[Square::STEPS][2]) {
-          if (kind == CROSS_OUT) take_merged(at, own + PARTS, (const uint32_t*)(own + LOGS), a);
-          else take<Square>(at, own + (kind == QUERY_OUT ? AFTER_SELF : MIXED), a);
-        });
+        product(step, kind, exchange + layer * LAYER_EXCHANGE);
       }
-      fetch(next_product(next_product(step)));
-      turn++;
-      stamp(p.stamps, 7 + 2 * step);
     }
   }
 };
 
-// The weights of the chain come from memory while the context is made.
+// The weights of the chain come from memory while the context is made: each block asks for a piece of each, a thread a product.
 DEVICE void prefetch_weights(const Parameters& p) {
-#pragma unroll 1
-  for (int step = CROSS_OUT; step < LAST_STEP; step = next_product(step)) {
-    int kind = kind_of(step), lines = width_of(kind) * (kind == DOWN ? FF : HIDDEN) / 64;
-    for (int line = block_index() * THREADS + thread_index(); line < lines; line += GRID * THREADS)
-      prefetch(p.products[step].weight + (size_t)line * 64);
-  }
+  int step = CROSS_OUT;
+  for (int i = 0; i < thread_index() && step < LAST_STEP; i++) step = next_product(step);
+  if (step >= LAST_STEP) return;
+  int kind = kind_of(step), size = width_of(kind) * (kind == DOWN ? FF : HIDDEN), piece = divide_up(size / 64, GRID) * 64;
+  int first = block_index() * piece;
+  if (first < size) prefetch(p.products[step].weight + first, 2 * min(piece, size - first));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_constant__ Parameters p) {
@@ -774,8 +726,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   uint4* other = (uint4*)(p.exchange + (~launch & 1) * EXCHANGE);
   for (int i = block * THREADS + thread; i < EXCHANGE / 8; i += GRID * THREADS)
     other[i] = make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN);
+  if (thread < 2) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread);
   stamp(p.stamps, 0);
-  Chain chain = {p, at, shared, exchange, {}, 0};
+  Chain chain = {p, at, shared, exchange, {0, 0}, 0};
 #pragma unroll 1
   for (int phase = 0; phase < 2; phase++) {
     int tiles = phase ? context_tiles(p) : projection_tiles(p);
@@ -784,7 +737,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
       multiply_tile(at, shared, phase ? context_tile(p, item) : projection_tile(p, item), [&] { if (phase == 0 && item == block) prefetch_weights(p); });
     stamp(p.stamps, 1 + 3 * phase);
     if (phase == 0) {
-      int first = block * WARPS + at.warp;
+      int first = at.warp * GRID + block;
 #pragma unroll 1
       for (int token = first; token == first || token < p.vlm_tokens + p.dino_tokens; token += GRID * WARPS)
         finish(p, at, token, [&] { if (token == first) wait_for_all(p.counter, target + GRID, [] {}); });
@@ -792,10 +745,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
     }
     wait_for_all(p.counter, target + (2 + phase) * GRID, [&] {
       if (phase == 0 || at.share >= GROUPS) return;
-      // The first two products' weights, one to a region.
-      chain.fetch(CROSS_OUT);
-      chain.turn = 1;
-      chain.fetch(UP);
+      // The first two products' weights, one to a region, where the context's tiles were.
+      publish_stage();
+#pragma unroll 1
+      for (chain.turn = 0; chain.turn < 2; chain.turn++) chain.fetch(CROSS_OUT + chain.turn);
       chain.turn = 0;
       chain.load_residual();
     });

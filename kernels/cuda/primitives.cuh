@@ -9,6 +9,7 @@ typedef unsigned long long uint64_t;
 DEVICE int thread_index() { return threadIdx.x; }
 DEVICE int block_index() { return blockIdx.x; }
 DEVICE void block_sync() { __syncthreads(); }
+DEVICE void warp_sync() { __syncwarp(); }
 DEVICE bool warp_all(bool value) { return __all_sync(0xffffffffu, value); }
 DEVICE float warp_exchange(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
@@ -64,7 +65,7 @@ DEVICE void multiply_stage(float (&sums)[COLUMNS / 8][4], const unsigned char* a
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-// What was copied to shared memory becomes visible to `multiply_stage`, once all threads have passed a barrier.
+// What was copied to shared memory becomes visible to `multiply_stage` and `copy_bulk`, once all threads have passed a barrier.
 DEVICE void publish_stage() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 DEVICE float reciprocal(float x) {
@@ -96,27 +97,38 @@ DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory");
 template <int PENDING>
 DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory"); }
 
-DEVICE void prefetch(const void* line) { asm volatile("prefetch.global.L2 [%0];" :: "l"(line)); }
+// Ask for bytes, a multiple of 16, to be brought to the second-level cache.
+DEVICE void prefetch(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(from), "r"(bytes) : "memory");
+}
+
+// Copies of many bytes to shared memory, counted by `arrival` [1], which is waited for in turns of even and odd `parity`.
+DEVICE uint32_t shared_address(const void* address) { return (uint32_t)__cvta_generic_to_shared(address); }
+
+DEVICE void begin_arrivals(uint64_t* arrival) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1; fence.mbarrier_init.release.cluster;" :: "r"(shared_address(arrival)) : "memory");
+}
+
+DEVICE void expect_bytes(uint64_t* arrival, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+               :: "r"(shared_address(arrival)), "r"(bytes) : "memory");
+}
+
+DEVICE void copy_bulk(void* target, const void* from, int bytes, uint64_t* arrival) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+               :: "r"(shared_address(target)), "l"(from), "r"(bytes), "r"(shared_address(arrival)) : "memory");
+}
+
+DEVICE void wait_for_bytes(uint64_t* arrival, int parity) {
+  asm volatile("{.reg .pred p; again%=: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra again%=;}"
+               :: "r"(shared_address(arrival)), "r"(parity) : "memory");
+}
 
 // Past the first-level cache, which does not see what other blocks write. Volatile, so that it stays where it stands.
 DEVICE uint4 load_fresh(const void* from) {
   uint4 v;
   asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
-  return v;
-}
-
-// Else zeros; without a branch, so that many are under way at once.
-DEVICE uint4 load_fresh_if(bool valid, const void* from) {
-  uint4 v = make_uint4(0, 0, 0, 0);
-  asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];}"
-               : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w) : "l"(from), "r"((uint32_t)valid) : "memory");
-  return v;
-}
-
-DEVICE uint32_t load_fresh_word(const void* from) {
-  uint32_t v;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
   return v;
 }
 

@@ -209,10 +209,13 @@ inline void copy_async(void* target, const void* source, bool valid) {
 }
 inline void copy_commit() {}
 template <int PENDING> void copy_wait() {}
-inline void prefetch(const void*) {}
+inline void prefetch(const void*, int) {}
+inline void begin_arrivals(uint64_t*) {}
+inline void expect_bytes(uint64_t*, int) {}
+inline void copy_bulk(void* target, const void* from, int bytes, uint64_t*) { std::memcpy(target, from, bytes); }
+inline void wait_for_bytes(uint64_t*, int) { block_sync(); }
+inline void warp_sync() { emulation::meet(emulation::warp().meeting, 32); }
 inline uint4 load_fresh(const void* from) { uint4 v; std::memcpy(&v, from, 16); return v; }
-inline uint4 load_fresh_if(bool valid, const void* from) { return valid ? load_fresh(from) : uint4{}; }
-inline uint32_t load_fresh_word(const void* from) { uint32_t v; std::memcpy(&v, from, 4); return v; }
 inline void publish(void* to, uint32_t word) { std::memcpy(to, &word, 4); }
 inline void arrive(unsigned long long* counter) { ++*counter; }
 inline unsigned long long arrived(const unsigned long long* counter) { return *counter; }
