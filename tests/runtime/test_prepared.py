@@ -87,6 +87,8 @@ def test_nan_stays_nan() -> None:
         ({"device": "cuda", "dtype": torch.float16, "buckets": (4096,)}, "context of 4352 tokens"),
         ({"device": "cuda", "dtype": torch.float16, "batch": 9}, "batch 9: must be from 1 to 8"),
         ({"device": "cuda", "dtype": torch.float16, "replicas": 0}, "replicas 0: must be at least 1"),
+        ({"path": "quick"}, "path 'quick': must be 'auto', 'persistent' or 'graph'"),
+        ({"path": "graph"}, "path 'graph': must be 'auto' on the CPU"),
     ],
 )
 def test_it_refuses_what_it_cannot_serve(arguments: dict[str, object], message: str) -> None:
