@@ -70,7 +70,8 @@ class _PersistentBucket(Bucket):
         self._launch = PersistentLaunch(
             owner.kernel, self.vlm.buffer, self.dino.buffer, self.table, self._given_lengths, buffers
         )
-        self._written, self._grid = buffers.output[None], owner.config.output_grid
+        self._written: Tensor = buffers.output[None]
+        self._grid = owner.config.output_grid
         self.output = self._written if self._grid is None else self._as_grid().contiguous()
         # A device that cannot hold all blocks at once says so now.
         self._launch(self.vlm.buffer, self.dino.buffer, self._lengths, current_stream(owner.device))

@@ -93,6 +93,6 @@ def test_what_the_driver_refuses_is_named(driver: FakeDriver) -> None:
     kernel = load()
     driver.status = 720
     with pytest.raises(
-        RuntimeError, match="a cooperative launch: .* CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE"
+        RuntimeError, match=r"a cooperative launch: .* CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE"
     ):
         kernel.launch(Numbers(1, 2), 7)
