@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from foresight.adapters import Adapter
+from foresight.adapters import Adapter, AdapterConfig
 from foresight.adapters.packing import PackedAdapter
 from foresight.kernels.persistent import Buffers, PersistentShape, Weights
 from foresight.kernels.persistent_kernel import PersistentKernel
@@ -17,10 +17,26 @@ from foresight.runtime.capture import current_stream
 from foresight.runtime.input_buffer import InputBuffer
 from foresight.runtime.replicated import Bucket, Grids, ReplicatedAdapter
 
-__all__ = ["PersistentAdapter", "load_persistent_kernel"]
+__all__ = ["PersistentAdapter", "load_persistent_kernel", "persistent_shape"]
 
 _CAPABILITY = (9, 0)
 _ALIGNMENT = 16
+
+
+def persistent_shape(config: AdapterConfig, dtype: torch.dtype, blocks: int) -> PersistentShape:
+    """What the kernel is compiled for, to serve an adapter on a GPU of `blocks` multiprocessors."""
+    return PersistentShape(
+        hidden_dim=config.hidden_dim,
+        num_heads=config.num_heads,
+        ff_dim=config.ff_dim,
+        output_dim=config.output_dim,
+        vlm_dim=config.vlm_dim,
+        dino_dim=config.dino_dim,
+        num_queries=config.num_queries,
+        num_layers=config.num_layers,
+        dtype=dtype,
+        blocks=blocks,
+    )
 
 
 def load_persistent_kernel(
@@ -37,19 +53,7 @@ def load_persistent_kernel(
     if capability != _CAPABILITY:
         given = ".".join(map(str, capability))
         raise ValueError(f"compute capability {given}: the persistent kernel is made for 9.0")
-    config = packed.config
-    shape = PersistentShape(
-        hidden_dim=config.hidden_dim,
-        num_heads=config.num_heads,
-        ff_dim=config.ff_dim,
-        output_dim=config.output_dim,
-        vlm_dim=config.vlm_dim,
-        dino_dim=config.dino_dim,
-        num_queries=config.num_queries,
-        num_layers=config.num_layers,
-        dtype=dtype,
-        blocks=properties.multi_processor_count,
-    )
+    shape = persistent_shape(packed.config, dtype, properties.multi_processor_count)
     try:
         return PersistentKernel(shape, cast(Weights, packed), device)
     except (OSError, RuntimeError) as error:

@@ -17,7 +17,7 @@ from foresight.adapters.packing import PackedAdapter, pack_adapter
 from foresight.kernels.persistent import Buffers, PersistentShape
 from foresight.runtime import graphed, persistent, replicated
 from foresight.runtime.graphed import GraphedAdapter
-from foresight.runtime.persistent import PersistentAdapter
+from foresight.runtime.persistent import PersistentAdapter, persistent_shape
 from foresight.runtime.replicated import ReplicatedAdapter
 
 __all__ = ["BUCKETS", "FakeCuda", "Form", "assert_same", "features", "make", "small_adapter"]
@@ -114,12 +114,7 @@ def make(adapter: Adapter, form: Form, *, batch: int = 1, replicas: int = 1) -> 
         return GraphedAdapter(
             adapter, packed, CPU, dtype, BUCKETS, dino_tokens=6, batch=batch, replicas=replicas
         )
-    c = adapter.config
-    shape = PersistentShape(
-        hidden_dim=c.hidden_dim, num_heads=c.num_heads, ff_dim=c.ff_dim, output_dim=c.output_dim, vlm_dim=c.vlm_dim,
-        dino_dim=c.dino_dim, num_queries=c.num_queries, num_layers=c.num_layers, dtype=dtype, blocks=8,
-    )  # fmt: skip
-    kernel: Any = FakeKernel(shape, packed)
+    kernel: Any = FakeKernel(persistent_shape(adapter.config, dtype, blocks=8), packed)
     return PersistentAdapter(adapter, packed, kernel, CPU, dtype, BUCKETS, dino_tokens=6, replicas=replicas)
 
 
