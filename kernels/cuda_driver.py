@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 
-__all__ = ["check_driver", "cuda_driver", "cuda_driver_refusal"]
+__all__ = ["check_driver", "cuda_driver", "cuda_driver_refusal", "current_context"]
 
 
 @cache
@@ -26,6 +26,13 @@ def cuda_driver_refusal() -> str | None:
         return "no CUDA driver is installed"
     status = driver.cuInit(0)
     return f"the CUDA driver does not start (cuInit returned {status})" if status else None
+
+
+def current_context() -> int | None:
+    """The context that this thread's calls of the driver go to; None in a thread that has not used CUDA."""
+    context = ctypes.c_void_p()
+    cuda_driver().cuCtxGetCurrent(ctypes.byref(context))
+    return context.value
 
 
 def check_driver(status: int, what: str) -> None:

@@ -64,7 +64,7 @@ class EagerBackend:
 
 
 class FusedBackend:
-    """The adapter on the project's kernels, prepared for the buckets; one CUDA-graph replay a call on a GPU.
+    """The adapter on the project's kernels, prepared for the buckets; one launch or graph replay a call on a GPU.
 
     `adapter` has its weights in fp32 and on the CPU, from where they are packed for `device`. `member` is what
     of an engine they are. Raises EngineError for an architecture, dtype or bucket that the kernels do not serve,
@@ -105,7 +105,7 @@ class FusedBackend:
         self._path = self._prepared.report().path
 
     def prepare(self) -> None:
-        """Nothing is left to do: graphs are captured when the backend is made."""
+        """Nothing is left to do: kernels are compiled and graphs captured when the backend is made."""
 
     def __call__(
         self,

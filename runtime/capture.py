@@ -45,6 +45,10 @@ def new_pool() -> Any:
 
 
 def reserved_bytes(device: torch.device) -> int:
-    """What torch holds of the device's memory and uses; a capture gives the rest back, too."""
+    """What torch holds of the device's memory and uses, once its work is done.
+
+    The rest is given back, as a capture does, too.
+    """
+    torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     return torch.cuda.memory_reserved(device)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from foresight.kernels.cuda_driver import cuda_driver
+from foresight.kernels.cuda_driver import check_driver, cuda_driver, current_context
 
 __all__ = ["Copy", "DeviceCopy"]
 
@@ -21,19 +21,17 @@ class DeviceCopy:
     """
 
     def __init__(self, device: torch.device) -> None:
-        driver = cuda_driver()
-        self._copy, self._context_of_thread = driver.cuMemcpyDtoDAsync_v2, driver.cuCtxGetCurrent
+        self._copy = cuda_driver().cuMemcpyDtoDAsync_v2
         self._copy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-        self._context_of_thread.argtypes = (ctypes.c_void_p,)
         with torch.cuda.device(device):
-            self._context = self._current_context()
+            self._context = current_context()
 
     def here(self) -> Copy | None:
         """`copy` where this thread's calls of the driver go to the device, else None.
 
         They do not while another device is current, nor in a thread that has not used CUDA yet.
         """
-        return self.copy if self._current_context() == self._context else None
+        return self.copy if current_context() == self._context else None
 
     def copy(self, target: int, source: int, size: int, stream: int) -> None:
         """Put a copy of `size` bytes between two addresses that are `size` or more apart on a stream.
@@ -42,17 +40,4 @@ class DeviceCopy:
         """
         status = self._copy(target, source, size, stream)
         if status:
-            raise RuntimeError(
-                f"cuMemcpyDtoDAsync of {size} bytes: the CUDA driver returned {_error_name(status)}"
-            )
-
-    def _current_context(self) -> int | None:
-        context = ctypes.c_void_p()
-        self._context_of_thread(ctypes.byref(context))
-        return context.value
-
-
-def _error_name(status: int) -> str:
-    name = ctypes.c_char_p()
-    cuda_driver().cuGetErrorName(status, ctypes.byref(name))
-    return name.value.decode() if name.value else f"CUresult {status}"
+            check_driver(status, f"cuMemcpyDtoDAsync of {size} bytes")

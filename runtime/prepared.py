@@ -1,4 +1,4 @@
-"""An adapter made ready to serve: weights packed once, one graph replay a call on CUDA.
+"""An adapter made ready to serve: weights packed once, one launch or one graph replay a call on CUDA.
 
 `prepare` is what a pipeline calls; a prepared adapter is called like the adapter that it was made from.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,9 +16,10 @@ from torch import Tensor
 from foresight.adapters import Adapter, AdapterConfig, Grid
 from foresight.adapters.packing import pack_adapter
 
-__all__ = ["MAX_CONTEXT", "PreparedAdapter", "PreparedReport", "prepare"]
+__all__ = ["MAX_CONTEXT", "KernelPath", "PreparedAdapter", "PreparedReport", "prepare"]
 
 MAX_CONTEXT, MAX_BATCH = 4096, 8
+KernelPath = Literal["auto", "persistent", "graph"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,22 +75,29 @@ def prepare(
     dino_tokens: int = 256,
     batch: int = 1,
     replicas: int = 1,
+    path: KernelPath = "auto",
 ) -> PreparedAdapter:
     """Pack `adapter` for serving on `device` with products in `dtype`, fp32 sums inside.
 
-    On CUDA (bf16 or fp16) each of `buckets`, numbers of VLM tokens, gets buffers and a CUDA graph of its own
-    for clips of `batch` rows with `dino_tokens` tokens of DINO; a call takes the smallest bucket that holds
-    its tokens. Every stream that calls needs one of the `replicas`, which share the weights. The CPU (fp32,
-    or bf16, which is quicker where the processor has it) computes what it is given, whatever the buckets.
-    Raises ValueError for an architecture without a packed form, and for a dtype, bucket, batch or number of
-    replicas that is not served.
+    On CUDA (bf16 or fp16) each of `buckets`, numbers of VLM tokens, gets buffers of its own for clips of `batch`
+    rows with `dino_tokens` tokens of DINO; a call takes the smallest bucket that holds its tokens. Every stream
+    that calls needs one of the `replicas`, which share the weights. `path` names what runs there: "persistent",
+    one cooperative launch, for one clip at a time on compute capability 9.0; "graph", Triton kernels in a CUDA
+    graph for each bucket; "auto", the first of the two that can serve. The CPU (fp32, or bf16, which is quicker
+    where the processor has it) computes what it is given, whatever the buckets.
+    Raises ValueError for an architecture without a packed form, for a dtype, bucket, batch or number of
+    replicas that is not served, and for a path that cannot serve.
     """
     place = torch.device(device)
+    if path not in get_args(KernelPath):
+        raise ValueError(f"path {path!r}: must be 'auto', 'persistent' or 'graph'")
     if place.type == "cpu":
         from foresight.runtime.prepared_cpu import CpuPreparedAdapter
 
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"dtype {dtype}: must be torch.float32 or torch.bfloat16 on the CPU")
+        if path != "auto":
+            raise ValueError(f"path {path!r}: must be 'auto' on the CPU")
         return CpuPreparedAdapter(adapter, pack_adapter(adapter, place, dtype), dtype)
     if place.type != "cuda":
         raise ValueError(f"device {place}: must be a CUDA device or the CPU")
@@ -96,17 +105,22 @@ def prepare(
         raise ValueError(f"dtype {dtype}: must be torch.bfloat16 or torch.float16 on CUDA")
     _check_sizes(buckets, dino_tokens, batch, replicas)
     from foresight.runtime.graphed import GraphedAdapter
+    from foresight.runtime.persistent import PersistentAdapter, load_persistent_kernel
 
     place = torch.device("cuda", torch.cuda.current_device() if place.index is None else place.index)
+    packed, sizes = pack_adapter(adapter, place, dtype), tuple(sorted(set(buckets)))
+    if path != "graph":
+        try:
+            kernel = load_persistent_kernel(packed, place, dtype, batch)
+        except ValueError as refusal:
+            if path == "persistent":
+                raise ValueError(f"path 'persistent': {refusal}") from refusal
+        else:
+            return PersistentAdapter(
+                adapter, packed, kernel, place, dtype, sizes, dino_tokens=dino_tokens, replicas=replicas
+            )
     return GraphedAdapter(
-        adapter,
-        pack_adapter(adapter, place, dtype),
-        place,
-        dtype,
-        tuple(sorted(set(buckets))),
-        dino_tokens=dino_tokens,
-        batch=batch,
-        replicas=replicas,
+        adapter, packed, place, dtype, sizes, dino_tokens=dino_tokens, batch=batch, replicas=replicas
     )
 
 

@@ -17,7 +17,7 @@ from triton.runtime import driver
 
 from foresight.kernels import launcher
 
-__all__ = ["Compiled", "compiling", "pretended_device"]
+__all__ = ["Compiled", "Usage", "compiling", "pretended_device", "resource_usage"]
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -82,20 +82,36 @@ def pretended_device() -> Iterator[None]:
         driver._active = None
 
 
-def _note(kernel: Any, compiled: Any, grid: tuple[int, ...]) -> Compiled:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a kernel takes of a multiprocessor: registers a thread, bytes of `stack` a thread and of `shared` memory."""
+
+    registers: int
+    stack: int
+    shared: int
+
+
+def resource_usage(code: bytes) -> Usage:
+    """Of the one kernel in machine code; `shared` is what it takes besides what a launch asks for."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(code)
         file.flush()
         command = [str(_TOOLS / "cuobjdump"), "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    numbers = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:0 ", usage)
     assert numbers is not None, usage
+    registers, stack, shared = map(int, numbers.groups())
+    return Usage(registers=registers, stack=stack, shared=shared)
+
+
+def _note(kernel: Any, compiled: Any, grid: tuple[int, ...]) -> Compiled:
+    usage = resource_usage(compiled.asm["cubin"])
     return Compiled(
         kernel=kernel.fn.__name__,
         grid=grid,
         warps=compiled.metadata.num_warps,
-        registers=int(numbers[1]),
-        stack=int(numbers[2]),
+        registers=usage.registers,
+        stack=usage.stack,
         shared=compiled.metadata.shared,
         ptx=compiled.asm["ptx"],
     )

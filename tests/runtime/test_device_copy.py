@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from foresight.kernels import cuda_driver
 from foresight.runtime import device_copy
 from foresight.runtime.device_copy import DeviceCopy
 
@@ -39,7 +40,8 @@ class FakeDriver:
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     fake = FakeDriver()
-    monkeypatch.setattr(device_copy, "cuda_driver", lambda: fake)
+    for module in (cuda_driver, device_copy):
+        monkeypatch.setattr(module, "cuda_driver", lambda: fake)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     return fake
 

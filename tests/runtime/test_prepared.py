@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,8 @@ def test_nan_stays_nan() -> None:
         ({"device": "cuda", "dtype": torch.float16, "buckets": (4096,)}, "context of 4352 tokens"),
         ({"device": "cuda", "dtype": torch.float16, "batch": 9}, "batch 9: must be from 1 to 8"),
         ({"device": "cuda", "dtype": torch.float16, "replicas": 0}, "replicas 0: must be at least 1"),
+        ({"path": "quick"}, "path 'quick': must be 'auto', 'persistent' or 'graph'"),
+        ({"path": "graph"}, "path 'graph': must be 'auto' on the CPU"),
     ],
 )
 def test_it_refuses_what_it_cannot_serve(arguments: dict[str, object], message: str) -> None:
@@ -116,10 +119,16 @@ def test_it_refuses_other_features_on_the_cpu(change: object, message: str) -> N
 
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+paths = pytest.mark.parametrize("path", ["persistent", "graph"])
+dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 
 
-def on_gpu(adapter: Adapter, dtype: torch.dtype, **options: int) -> PreparedAdapter:
-    return prepare(adapter, "cuda", dtype, BUCKETS, dino_tokens=25, **options)
+def on_gpu(
+    adapter: Adapter, dtype: torch.dtype, path: Any, buckets: tuple[int, ...] = BUCKETS, **options: int
+) -> Any:
+    if path == "persistent" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs compute capability 9.0")
+    return prepare(adapter, "cuda", dtype, buckets, path=path, **({"dino_tokens": 25} | options))
 
 
 def assert_as_exact_as_eager(
@@ -139,12 +148,14 @@ def assert_as_exact_as_eager(
 
 @pytest.mark.gpu
 @gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@dtypes
 @pytest.mark.parametrize("architecture", ["query", "cross_attention"])
-@pytest.mark.parametrize("batch", [1, 3, 8])
-def test_parity_around_every_edge_of_a_bucket(architecture: str, dtype: torch.dtype, batch: int) -> None:
+@pytest.mark.parametrize(("path", "batch"), [("persistent", 1), ("graph", 1), ("graph", 3), ("graph", 8)])
+def test_parity_around_every_edge_of_a_bucket(
+    architecture: str, dtype: torch.dtype, path: str, batch: int
+) -> None:
     adapter = make_adapter(architecture)
-    prepared = on_gpu(copy.deepcopy(adapter).to(dtype), dtype, batch=batch)
+    prepared = on_gpu(copy.deepcopy(adapter).to(dtype), dtype, path, batch=batch)
     for tokens in (1, 15, 16, 17, 47, 48):
         assert_as_exact_as_eager(adapter, prepared, *features(batch, tokens, adapter))
     assert_as_exact_as_eager(adapter, prepared, *features(batch, 48, adapter), **GRIDS)
@@ -152,62 +163,97 @@ def test_parity_around_every_edge_of_a_bucket(architecture: str, dtype: torch.dt
 
 @pytest.mark.gpu
 @gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-def test_what_lies_behind_the_true_lengths_does_not_leak(dtype: torch.dtype) -> None:
+@dtypes
+@pytest.mark.parametrize(("path", "batch"), [("persistent", 1), ("graph", 3)])
+def test_what_lies_behind_the_true_lengths_does_not_leak(dtype: torch.dtype, path: str, batch: int) -> None:
     adapter = make_adapter()
-    prepared = on_gpu(copy.deepcopy(adapter).to(dtype), dtype, batch=3)
+    prepared = on_gpu(copy.deepcopy(adapter).to(dtype), dtype, path, batch=batch)
     for place in ("cpu", "cuda"):
-        lengths = torch.tensor([48, 17, 0], device=place)
-        vlm, dino = features(3, 48, adapter)
-        vlm[torch.arange(48) >= lengths.cpu()[:, None]] = torch.nan
-        assert_as_exact_as_eager(adapter, prepared, vlm, dino, vlm_lengths=lengths)
+        for lengths in torch.tensor([48, 17, 0], device=place).split(batch):
+            vlm, dino = features(batch, 48, adapter)
+            vlm[torch.arange(48) >= lengths.cpu()[:, None]] = torch.nan
+            assert_as_exact_as_eager(adapter, prepared, vlm, dino, vlm_lengths=lengths)
     # A shorter clip after a longer one: the longer one's tokens, here NaN, are still in the buffer.
-    poison = torch.full((3, 48, 96), torch.nan, device="cuda", dtype=dtype)
-    assert prepared(poison, torch.zeros(3, 25, 64, device="cuda", dtype=dtype)).isnan().all()
-    assert_as_exact_as_eager(adapter, prepared, *features(3, 40, adapter))
+    poison = prepared.inputs(48)[0].fill_(torch.nan)
+    assert prepared(poison, torch.zeros(batch, 25, 64, device="cuda", dtype=dtype)).isnan().all()
+    assert_as_exact_as_eager(adapter, prepared, *features(batch, 40, adapter))
 
 
 @pytest.mark.gpu
 @gpu
-@pytest.mark.parametrize("size", ["10m", "100m"])
-def test_parity_at_the_full_sizes(size: str) -> None:
+@dtypes
+@pytest.mark.parametrize(("size", "path"), [("10m", "persistent"), ("10m", "graph"), ("100m", "graph")])
+def test_parity_at_the_full_sizes(size: str, path: str, dtype: torch.dtype) -> None:
     adapter = make_adapter("query", size, vlm_dim=3584, dino_dim=1024, output_dim=4096)
-    prepared = prepare(copy.deepcopy(adapter).bfloat16(), "cuda", torch.bfloat16, (384, 1536))
-    for tokens in (383, 384, 1000):
-        assert_as_exact_as_eager(adapter, prepared, *features(1, tokens, adapter, dino_tokens=256))
+    rounded = copy.deepcopy(adapter).to(dtype)
+    prepared = on_gpu(rounded, dtype, path, (64, 384, 1536), dino_tokens=256)
+    for tokens in (1536, 1535, 385, 384, 383, 65, 64, 63, 1):
+        vlm, dino = features(1, tokens, adapter, dino_tokens=256)
+        assert_as_exact_as_eager(adapter, prepared, vlm, dino)
+        vlm[:, tokens // 2 :] = torch.nan
+        lengths = torch.tensor([tokens // 2], device="cuda")
+        assert_as_exact_as_eager(adapter, prepared, vlm, dino, vlm_lengths=lengths)
 
 
 @pytest.mark.gpu
 @gpu
+@paths
+def test_nan_in_any_token_reaches_every_output_at_the_full_size(path: str) -> None:
+    adapter = make_adapter("query", "10m", vlm_dim=3584, dino_dim=1024, output_dim=4096).bfloat16()
+    prepared = on_gpu(adapter, torch.bfloat16, path, (384,), dino_tokens=256)
+    pair = [x.to("cuda", torch.bfloat16) for x in features(1, 384, adapter, dino_tokens=256)]
+    expected = prepared(*pair).clone()
+    assert not expected.isnan().any()
+    for stream, token, channel in ((0, 0, 0), (0, 383, 3583), (1, 255, 1023)):
+        spoilt = [x.clone() for x in pair]
+        spoilt[stream][0, token, channel] = torch.nan
+        assert prepared(*spoilt).isnan().all()
+        assert torch.equal(prepared(*pair), expected)
+
+
+@pytest.mark.gpu
+@gpu
+@paths
+@dtypes
 @pytest.mark.parametrize("mode", ["conditioning", "latent"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-def test_parity_of_the_shipped_adapter(mode: str, dtype: torch.dtype) -> None:
+def test_parity_of_the_shipped_adapter(mode: str, dtype: torch.dtype, path: str) -> None:
     folder = NANO_ADAPTERS / f"{mode}_10m"
     if not folder.is_dir():
         pytest.skip(f"{folder.name} is not here")
     adapter = load_adapter(folder)
-    prepared = prepare(copy.deepcopy(adapter).to(dtype), "cuda", dtype, (48, 96))
+    prepared = on_gpu(copy.deepcopy(adapter).to(dtype), dtype, path, (48, 96), dino_tokens=256)
     for tokens in (32, 48, 96):
         assert_as_exact_as_eager(adapter, prepared, *features(1, tokens, adapter, dino_tokens=256))
 
 
 @pytest.mark.gpu
 @gpu
-def test_a_replay_is_the_ungraphed_call_and_does_not_drift() -> None:
-    adapter = make_adapter().bfloat16()
-    prepared = on_gpu(adapter, torch.bfloat16)
-    vlm_buffer, dino_buffer = prepared.inputs(48)  # type: ignore[attr-defined]
-    bucket = prepared.replica()[1]  # type: ignore[attr-defined]
-    generator = torch.Generator("cuda").manual_seed(1)
-    for _ in range(1000):
-        vlm = torch.randn(1, 48, 96, generator=generator, device="cuda").bfloat16()
-        dino = torch.randn(1, 25, 64, generator=generator, device="cuda").bfloat16()
+@paths
+def test_a_thousand_calls_repeat_to_the_bit_and_do_not_drift(path: str) -> None:
+    adapter = make_adapter("query", "10m", vlm_dim=3584, dino_dim=1024, output_dim=4096)
+    prepared = on_gpu(copy.deepcopy(adapter).bfloat16(), torch.bfloat16, path, (384,), dino_tokens=256)
+    buffers = prepared.inputs(384)
+    first, expected = None, torch.empty(0)
+    for call in range(1000):
+        generator = torch.Generator("cuda").manual_seed(call)
+        vlm, dino = (torch.randn(x.shape, generator=generator, device="cuda").to(x) for x in buffers)
         output = prepared(vlm, dino).clone()
-        assert torch.equal(output, bucket.forward())
-        assert torch.equal(output, prepared(vlm_buffer, dino_buffer))
+        # Where they lie, and in the buffers.
+        assert torch.equal(output, prepared(vlm, dino))
+        buffers[0].copy_(vlm)
+        buffers[1].copy_(dino)
+        assert torch.equal(output, prepared(*buffers))
+        if path == "graph":
+            assert torch.equal(output, prepared.replica()[0].forward())
+        if first is None:
+            first, expected = (vlm, dino), output
+        if call % 100 == 99:
+            assert_as_exact_as_eager(adapter, prepared, vlm, dino)
+    assert first is not None
+    assert torch.equal(prepared(*first), expected)
 
 
-def results_of_fresh_features(prepared: PreparedAdapter, batch: int, *, in_place: bool) -> list[Tensor]:
+def results_of_fresh_features(prepared: Any, batch: int, *, in_place: bool) -> list[Tensor]:
     """Outputs of 300 calls without a wait between, every clip's memory given back at once."""
     generator = torch.Generator("cuda").manual_seed(2)
     outputs = []
@@ -216,7 +262,7 @@ def results_of_fresh_features(prepared: PreparedAdapter, batch: int, *, in_place
         vlm = torch.randn(batch, tokens, 96, generator=generator, device="cuda", dtype=torch.bfloat16)
         dino = torch.randn(batch, 25, 64, generator=generator, device="cuda", dtype=torch.bfloat16)
         if in_place and (batch == 1 or tokens != 20):
-            vlm_buffer, dino_buffer = prepared.inputs(tokens)  # type: ignore[attr-defined]
+            vlm_buffer, dino_buffer = prepared.inputs(tokens)
             vlm, dino = vlm_buffer[:, :tokens].copy_(vlm), dino_buffer.copy_(dino)
         outputs.append(prepared(vlm, dino).clone())
         del vlm, dino
@@ -226,10 +272,10 @@ def results_of_fresh_features(prepared: PreparedAdapter, batch: int, *, in_place
 
 @pytest.mark.gpu
 @gpu
-@pytest.mark.parametrize("batch", [1, 3])
-def test_copies_keep_the_order_of_the_stream(batch: int) -> None:
+@pytest.mark.parametrize(("path", "batch"), [("persistent", 1), ("graph", 1), ("graph", 3)])
+def test_calls_keep_the_order_of_the_stream(path: str, batch: int) -> None:
     adapter = make_adapter().bfloat16()
-    prepared = on_gpu(adapter, torch.bfloat16, batch=batch)
+    prepared = on_gpu(adapter, torch.bfloat16, path, batch=batch)
     expected = results_of_fresh_features(prepared, batch, in_place=True)
     actual = results_of_fresh_features(prepared, batch, in_place=False)
     assert all(torch.equal(one, other) for one, other in zip(actual, expected, strict=True))
@@ -237,12 +283,13 @@ def test_copies_keep_the_order_of_the_stream(batch: int) -> None:
 
 @pytest.mark.gpu
 @gpu
-def test_a_thread_that_has_not_used_cuda_may_call() -> None:
+@paths
+def test_a_thread_that_has_not_used_cuda_may_call(path: str) -> None:
     adapter = make_adapter().bfloat16()
-    prepared = on_gpu(adapter, torch.bfloat16)
+    prepared = on_gpu(adapter, torch.bfloat16, path)
     pair = tuple(x.to("cuda", torch.bfloat16) for x in features(1, 48, adapter))
     expected = prepared(*pair).clone()
-    for x in prepared.inputs(48):  # type: ignore[attr-defined]
+    for x in prepared.inputs(48):
         x.zero_()
     with ThreadPoolExecutor(1) as thread:
         for _ in range(2):
@@ -251,9 +298,10 @@ def test_a_thread_that_has_not_used_cuda_may_call() -> None:
 
 @pytest.mark.gpu
 @gpu
-def test_a_call_allocates_nothing_and_does_not_wait() -> None:
+@paths
+def test_a_call_allocates_nothing_and_does_not_wait(path: str) -> None:
     adapter = make_adapter().bfloat16()
-    prepared = on_gpu(adapter, torch.bfloat16)
+    prepared = on_gpu(adapter, torch.bfloat16, path)
     vlm, dino = (x.to("cuda", torch.bfloat16) for x in features(1, 48, adapter))
     prepared(vlm, dino, **GRIDS)  # type: ignore[arg-type]
     torch.cuda.synchronize()
@@ -269,11 +317,12 @@ def test_a_call_allocates_nothing_and_does_not_wait() -> None:
 
 @pytest.mark.gpu
 @gpu
-def test_streams_have_a_replica_each() -> None:
+@paths
+def test_streams_have_a_replica_each(path: str) -> None:
     adapter = make_adapter().bfloat16()
-    prepared = on_gpu(adapter, torch.bfloat16, replicas=2)
+    prepared = on_gpu(adapter, torch.bfloat16, path, replicas=2)
     pairs = [tuple(x.to("cuda", torch.bfloat16) for x in features(1, 48, adapter)) for _ in range(2)]
-    expected = [on_gpu(adapter, torch.bfloat16)(*pair).clone() for pair in pairs]
+    expected = [on_gpu(adapter, torch.bfloat16, path)(*pair).clone() for pair in pairs]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in range(3)]
     for _ in range(50):
@@ -289,6 +338,38 @@ def test_streams_have_a_replica_each() -> None:
 
 @pytest.mark.gpu
 @gpu
+@pytest.mark.parametrize("tokens", [48, 20])
+def test_a_launch_may_be_captured_in_a_graph_of_the_callers(tokens: int) -> None:
+    adapter = make_adapter().bfloat16()
+    direct, captured = (on_gpu(adapter, torch.bfloat16, "persistent") for _ in range(2))
+    vlm, dino = (x.to("cuda", torch.bfloat16) for x in features(1, tokens, adapter))
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        output = captured(vlm, dino)
+    for _ in range(20):
+        vlm.normal_()
+        dino.normal_()
+        expected = direct(vlm, dino).clone()
+        graph.replay()
+        assert torch.equal(output, expected)
+
+
+@pytest.mark.gpu
+@gpu
+def test_the_persistent_kernel_comes_first_where_it_serves() -> None:
+    adapter = make_adapter().bfloat16()
+    on_gpu(adapter, torch.bfloat16, "persistent")
+    alone, many = (on_gpu(adapter, torch.bfloat16, "auto", batch=batch).report().path for batch in (1, 2))
+    assert alone == "persistent kernel, one cooperative launch a call"
+    assert many == "fused Triton kernels, one CUDA graph replay a call"
+    with pytest.raises(ValueError, match=r"^path 'persistent': batch 2: .* one clip at a time"):
+        on_gpu(adapter, torch.bfloat16, "persistent", batch=2)
+
+
+@pytest.mark.gpu
+@gpu
+@paths
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -301,8 +382,8 @@ def test_streams_have_a_replica_each() -> None:
         (lambda vlm, dino: (vlm.repeat(2, 1, 1), dino), "vlm_hidden_states of shape"),
     ],
 )
-def test_it_refuses_other_features_on_the_gpu(change: object, message: str) -> None:
+def test_it_refuses_other_features_on_the_gpu(path: str, change: object, message: str) -> None:
     adapter = make_adapter().bfloat16()
     pair = (x.to("cuda", torch.bfloat16) for x in features(1, 48, adapter))
     with pytest.raises(ValueError, match=message):
-        on_gpu(adapter, torch.bfloat16)(*change(*pair))  # type: ignore[operator]
+        on_gpu(adapter, torch.bfloat16, path)(*change(*pair))  # type: ignore[operator]

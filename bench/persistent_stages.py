@@ -1,0 +1,108 @@
+"""Where the time goes inside the persistent kernel, by the clocks that its blocks note as they pass.
+
+Run as `python -m bench.persistent_stages`. The kernel is compiled to note them, which costs it a little.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.adapter_latency import CASES, Case
+from foresight.adapters import AdapterBody, adapter_config, build_adapter
+from foresight.adapters.packing import pack_adapter, positions_table
+from foresight.kernels.persistent import STAMPS, Buffers, PersistentShape
+from foresight.kernels.persistent_kernel import PersistentKernel
+from foresight.runtime.persistent import persistent_shape
+
+__all__ = ["main", "stage_names", "stage_times"]
+
+_LAUNCHES = 50
+_DTYPE = torch.bfloat16
+_CONTEXT = {
+    1: "encoders' projections",
+    3: "context",
+    4: "keys and values",
+    5: "second barrier",
+    6: "third barrier",
+}
+_KINDS = ("qkv", "self-attention", "self out", "query", "cross-attention", "cross out", "up", "down")
+
+
+class _StampedShape(PersistentShape):
+    """Compiled so that blocks note the clock."""
+
+    def defines(self) -> dict[str, int]:
+        return super().defines() | {"STAMPS": STAMPS}
+
+
+def stage_names(shape: PersistentShape) -> dict[int, str]:
+    """What has happened at a stamp, by its index, in order; see `stamp` in adapter.cu."""
+    steps = [f"{kind} {layer}" for layer in range(shape.num_layers) for kind in _KINDS]
+    steps += [f"output {part}" for part in range(shape.out_passes)]
+    names = dict(_CONTEXT)
+    # The first layer's self-attention and query are constants.
+    for step in range(_KINDS.index("cross-attention"), len(steps)):
+        names |= {6 + 2 * step: f"{steps[step]}: input", 7 + 2 * step: steps[step]}
+    return names
+
+
+def stage_times(stamps: Tensor) -> Tensor:
+    """Clocks since each block's start, of `stamps` [launches, blocks, STAMPS]: [STAMPS, 2], median and latest block.
+
+    A median over launches; NaN where no block came by.
+    """
+    times = (stamps - stamps[..., :1]).double().masked_fill(stamps == 0, torch.nan)
+    blocks = times.nanmedian(0).values
+    latest = blocks.nan_to_num(nan=-torch.inf).amax(0)
+    return torch.stack([blocks.nanmedian(0).values, latest.masked_fill(latest.isinf(), torch.nan)], dim=1)
+
+
+def _measure(case: Case) -> tuple[PersistentShape, Tensor]:
+    device, config = torch.device("cuda", 0), adapter_config("query", case.size, vlm_dim=3584, dino_dim=1024)
+    properties = torch.cuda.get_device_properties(device)
+    shape = _StampedShape(**asdict(persistent_shape(config, _DTYPE, properties.multi_processor_count)))
+    torch.manual_seed(0)
+    adapter = build_adapter(config).eval()
+    weights: Any = pack_adapter(adapter, device, _DTYPE)
+    kernel = PersistentKernel(shape, weights, device)
+    vlm_tokens, dino_tokens = (torch.Size(grid).numel() for grid in (case.vlm_grid, case.dino_grid))
+    buffers = Buffers(shape, vlm_tokens, dino_tokens, device)
+    body = adapter.get_submodule("body")
+    assert isinstance(body, AdapterBody)
+    table = positions_table(body, weights, (dino_tokens, vlm_tokens), (case.dino_grid, case.vlm_grid))
+    vlm = torch.randn(1, vlm_tokens, config.vlm_dim, device=device, dtype=_DTYPE)
+    dino = torch.randn(1, dino_tokens, config.dino_dim, device=device, dtype=_DTYPE)
+    lengths = torch.tensor([vlm_tokens], dtype=torch.int32, device=device)
+    stamps = []
+    for _ in range(_LAUNCHES):
+        kernel.launch(vlm, dino, table, lengths, buffers, torch.cuda.current_stream().cuda_stream)
+        torch.cuda.synchronize()
+        stamps.append(buffers.stamps.cpu())
+    # The first launches find nothing in the cache.
+    return shape, stage_times(torch.stack(stamps[5:]))
+
+
+def main() -> None:
+    """Print a table for every case that the kernel serves, in microseconds at the GPU's highest clock."""
+    clocks_per_us = torch.cuda.get_device_properties(0).clock_rate / 1e3
+    for case in CASES:
+        try:
+            shape, times = _measure(case)
+        except ValueError as refusal:
+            print(f"{case.name}: {refusal}")
+            continue
+        print(f"{case.name}: microseconds since the start, median and latest block, and what the latest took")
+        before = 0.0
+        for index, name in stage_names(shape).items():
+            median, latest = (times[index] / clocks_per_us).tolist()
+            if latest == latest:
+                print(f"    {name:24} {median:8.2f} {latest:8.2f} {latest - before:8.2f}", flush=True)
+                before = latest
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The persistent kernel: exact where its source runs on the CPU, within an H200's limits where it compiles for one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from foresight.adapters import Adapter, AdapterConfig, build_adapter
+from foresight.adapters.packing import PackedAdapter, pack_adapter, positions_table
+from foresight.kernels import reference
+from foresight.kernels.nvrtc import compile_cuda
+from foresight.kernels.persistent import Buffers, PersistentParameters, PersistentShape, persistent_source
+from foresight.kernels.persistent_launch import PersistentLaunch
+
+from .emulated import COMPILER, EmulatedKernel
+
+CPU = torch.device("cpu")
+H200_SHARED_MEMORY = 232_448
+DTYPES = [torch.bfloat16, torch.float16]
+emulated = pytest.mark.skipif(COMPILER is None, reason="needs g++")
+
+FULL = PersistentShape(
+    hidden_dim=448, num_heads=7, ff_dim=1792, output_dim=4096, vlm_dim=3584, dino_dim=1024, num_queries=77,
+    num_layers=2, dtype=torch.bfloat16, blocks=132,
+)  # fmt: skip
+SMALL = PersistentShape(
+    hidden_dim=128, num_heads=2, ff_dim=256, output_dim=64, vlm_dim=192, dino_dim=64, num_queries=20, num_layers=2,
+    dtype=torch.bfloat16, blocks=17,
+)  # fmt: skip
+# More layers, tiles of queries and heads, and sizes that no tile divides.
+ODD = PersistentShape(
+    hidden_dim=192, num_heads=3, ff_dim=96, output_dim=40, vlm_dim=192, dino_dim=64, num_queries=33, num_layers=3,
+    dtype=torch.bfloat16, blocks=26,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("emulated")
+
+
+class Emulation:
+    """An adapter of some shape, its fp32 and rounded references, and its emulated kernel for a number of tokens."""
+
+    def __init__(self, shape: PersistentShape, tokens: tuple[int, int], folder: Path) -> None:
+        self.shape, (self.vlm_tokens, self.dino_tokens) = shape, tokens
+        self.kernel = EmulatedKernel(shape, folder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.adapter = _random_adapter(shape)
+            # A position of its own for every token.
+            self.places = torch.randn(sum(tokens), shape.hidden_dim)
+        self.packed = self._pack(shape.dtype)
+        weights: Any = self.packed
+        self.parameters = PersistentParameters(shape, weights)
+        self.buffers = Buffers(shape, *tokens, CPU)
+
+    def _pack(self, dtype: torch.dtype) -> PackedAdapter:
+        return pack_adapter(self.adapter, CPU, dtype)
+
+    def features(self, length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Random features, those of the VLM NaN from `length` on."""
+        generator, s = torch.Generator().manual_seed(seed), self.shape
+        vlm = torch.randn(1, self.vlm_tokens, s.vlm_dim, generator=generator) + 0.5
+        dino = torch.randn(1, self.dino_tokens, s.dino_dim, generator=generator) * 3
+        vlm[:, length:] = torch.nan
+        return vlm.to(s.dtype), dino.to(s.dtype)
+
+    def launch(self, vlm: Tensor, dino: Tensor, length: int) -> Tensor:
+        lengths = torch.tensor([length], dtype=torch.int32)
+        table = self._table(self.packed)
+        self.kernel.launch(self.parameters.fill(vlm, dino, table, lengths, self.buffers))
+        return self.buffers.output.clone()
+
+    def _table(self, packed: PackedAdapter) -> Tensor:
+        body: Any = self.adapter.get_submodule("body")
+        return positions_table(body, packed, (self.dino_tokens, self.vlm_tokens), (None, None)) + self.places
+
+    @torch.no_grad()
+    def _reference(self, packed: PackedAdapter, vlm: Tensor, dino: Tensor, length: int) -> Tensor:
+        lengths = torch.tensor([length], dtype=torch.int32)
+        return packed.forward(vlm, dino, self._table(packed), lengths, reference)[0].float()
+
+    def assert_exact(self, output: Tensor, vlm: Tensor, dino: Tensor, length: int) -> None:
+        """No further from fp32 than twice what rounding costs the reference."""
+        expected = self._reference(self._pack(torch.float32), vlm.float(), dino.float(), length)
+        rounded = self._reference(self.packed, vlm, dino, length)
+        bound = 2 * (rounded - expected).abs().max() + 1e-3
+        assert (output.float() - expected).abs().max() <= bound
+
+
+def _random_adapter(shape: PersistentShape) -> Adapter:
+    config = AdapterConfig(
+        architecture="query", vlm_dim=shape.vlm_dim, dino_dim=shape.dino_dim, hidden_dim=shape.hidden_dim,
+        num_layers=shape.num_layers, num_heads=shape.num_heads, ff_dim=shape.ff_dim,
+        num_queries=shape.num_queries, output_dim=shape.output_dim,
+    )  # fmt: skip
+    adapter = build_adapter(config)
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+            elif name.endswith("queries"):
+                parameter.mul_(20)
+    return adapter.eval()
+
+
+@emulated
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_it_is_as_exact_as_the_reference(builds: Path, dtype: torch.dtype) -> None:
+    emulation = Emulation(replace(SMALL, dtype=dtype), (40, 24), builds)
+    # One launch after the other, because two sets of buffers take turns; at the edges of tiles and of none.
+    for seed, length in enumerate((40, 17, 0)):
+        vlm, dino = emulation.features(length, seed)
+        emulation.assert_exact(emulation.launch(vlm, dino, length), vlm, dino, length)
+
+
+@emulated
+def test_it_is_exact_at_sizes_that_no_tile_divides(builds: Path) -> None:
+    emulation = Emulation(ODD, (300, 100), builds)
+    vlm, dino = emulation.features(257)
+    emulation.assert_exact(emulation.launch(vlm, dino, 257), vlm, dino, 257)
+
+
+@emulated
+def test_nan_in_a_true_token_reaches_every_output_and_no_later_launch(builds: Path) -> None:
+    emulation = Emulation(SMALL, (40, 24), builds)
+    vlm, dino = emulation.features(40)
+    expected = emulation.launch(vlm, dino, 40)
+    spoilt = vlm.clone()
+    spoilt[0, 39, 5] = torch.nan
+    assert emulation.launch(spoilt, dino, 40).isnan().all()
+    for _ in range(2):
+        assert torch.equal(emulation.launch(vlm, dino, 40), expected)
+
+
+def test_a_repeated_launch_names_what_a_call_brings_along() -> None:
+    adapter = _random_adapter(SMALL)
+    weights: Any = pack_adapter(adapter, CPU, SMALL.dtype)
+    parameters, seen = PersistentParameters(SMALL, weights), list[tuple[bytes, int]]()
+    bound = SimpleNamespace(bind=lambda structure: lambda stream: seen.append((bytes(structure), stream)))
+    kernel: Any = SimpleNamespace(parameters=parameters, _kernel=bound)
+    table, buffers = torch.zeros(64, SMALL.hidden_dim), Buffers(SMALL, 40, 24, CPU)
+
+    def call() -> tuple[Tensor, Tensor, Tensor]:
+        vlm, dino = torch.zeros(1, 40, SMALL.vlm_dim), torch.zeros(1, 24, SMALL.dino_dim)
+        return vlm.to(SMALL.dtype), dino.to(SMALL.dtype), torch.tensor([40], dtype=torch.int32)
+
+    vlm, dino, lengths = call()
+    launch = PersistentLaunch(kernel, vlm, dino, table, lengths, buffers)
+    # The kernel's own structure may be filled for other buffers in between.
+    parameters.fill(vlm, dino, table, lengths, Buffers(SMALL, 8, 24, CPU))
+    for stream in (7, 8):
+        vlm, dino, lengths = call()
+        launch(vlm, dino, lengths, stream)
+        assert seen[-1] == (bytes(parameters.fill(vlm, dino, table, lengths, buffers)), stream)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"dtype": torch.float16}, None),
+        ({"num_heads": 14}, "heads of 32: must be 64 wide"),
+        ({"ff_dim": 1800}, "widths that are no multiples of 32"),
+        (
+            {"hidden_dim": 1152, "num_heads": 18, "ff_dim": 4608},
+            "77 queries of 1152: too much for 132 blocks",
+        ),
+        ({"blocks": 20}, "77 queries of 448: too much for 20 blocks"),
+        ({"num_queries": 3000}, "3000 queries of 448: too much for 132 blocks"),
+    ],
+)
+def test_shapes_that_it_refuses(changes: dict[str, Any], reason: str | None) -> None:
+    assert replace(FULL, **changes).refusal(H200_SHARED_MEMORY) == reason
+
+
+def test_a_device_with_too_little_shared_memory_is_refused() -> None:
+    needed = FULL.shared_bytes
+    assert FULL.refusal(needed) is None
+    reason = f"{needed} bytes of shared memory: the device has {needed - 1} a block"
+    assert FULL.refusal(needed - 1) == reason
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_full_size_fits_an_h200(dtype: torch.dtype) -> None:
+    pytest.importorskip("triton", reason="needs Triton, which brings cuobjdump")
+    from .compiled import resource_usage
+
+    shape = replace(FULL, dtype=dtype)
+    try:
+        code = compile_cuda(persistent_source(shape), shape.defines(), (9, 0))
+    except OSError as error:
+        pytest.skip(str(error))
+    usage = resource_usage(code)
+    # A word that is put aside once costs nothing; a loop that spills takes more.
+    assert usage.stack <= 8
+    # All threads of a block, and what is kept back for the system.
+    assert usage.registers * 256 <= 65_536
+    assert shape.shared_bytes + usage.shared <= H200_SHARED_MEMORY
