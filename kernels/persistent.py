@@ -208,17 +208,17 @@ class Buffers:
         self.split_sizes, self.splits = _plan_splits(shape, vlm_tokens, dino_tokens)
         total, h = vlm_tokens + dino_tokens, shape.hidden_dim
         padded = _divide_up(total, 32) * 32
-        kept = {"dtype": shape.dtype, "device": device}
+        dtype = shape.dtype
         self.partial = torch.empty(max(self.splits), total, h, device=device)
         self.statistics = torch.empty(max(self.splits), total, 2, device=device)
-        self.context = torch.empty(total, h, **kept)
+        self.context = torch.empty(total, h, dtype=dtype, device=device)
         # What lies behind the last token is multiplied by zero, and must not be NaN.
-        self.keys = torch.zeros(shape.num_layers, padded, h, **kept)
-        self.values = torch.zeros(shape.num_layers, h, padded, **kept)
+        self.keys = torch.zeros(shape.num_layers, padded, h, dtype=dtype, device=device)
+        self.values = torch.zeros(shape.num_layers, h, padded, dtype=dtype, device=device)
         self.exchange = torch.full((2, shape.exchange_elements), -1, dtype=torch.int16, device=device)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
         self.stamps = torch.zeros(shape.blocks, STAMPS, dtype=torch.int64, device=device)
-        self.output = torch.empty(shape.num_queries, shape.output_dim, **kept)
+        self.output = torch.empty(shape.num_queries, shape.output_dim, dtype=dtype, device=device)
         counts = (
             vlm_tokens,
             dino_tokens,
@@ -341,8 +341,9 @@ def _linear(linear: _Linear) -> _LinearStruct:
 
 
 def fragments(weight: Tensor) -> Tensor:
-    """A weight [N, K] as the chain's products read it, [N / 8, K / 32, 32, 8]: by unit of rows, block of columns and lane."""
-    return weight.unflatten(1, (-1, 4, 8)).unflatten(0, (-1, 8)).transpose(1, 2).flatten(2, 3).contiguous()
+    """A weight [N, K] as the chain reads it, [N / 8, K / 32, 32, 8]: by unit of rows, block of columns and lane."""
+    units, blocks = weight.shape[0] // 8, weight.shape[1] // 32
+    return weight.reshape(units, 8, blocks, 4, 8).transpose(1, 2).reshape(units, blocks, 32, 8).contiguous()
 
 
 def _divide_up(size: int, by: int) -> int:

@@ -20,6 +20,8 @@ from foresight.kernels.persistent import (
 __all__ = ["PersistentKernel"]
 
 THREADS = 256
+# What a block may have where the compute capability is 9.0, which the kernel asks for.
+SHARED_MEMORY = 232_448
 
 
 class PersistentKernel:
@@ -30,7 +32,7 @@ class PersistentKernel:
 
     def __init__(self, shape: PersistentShape, weights: Weights, device: torch.device) -> None:
         properties = torch.cuda.get_device_properties(device)
-        refusal = shape.refusal(properties.shared_memory_per_block_optin)
+        refusal = shape.refusal(SHARED_MEMORY)
         if refusal is not None:
             raise ValueError(refusal)
         self.shape = shape
@@ -38,7 +40,7 @@ class PersistentKernel:
         with torch.cuda.device(device):
             # The driver works in the context that is current, which the first work on the device makes.
             torch.cuda.synchronize()
-            self._kernel = CooperativeKernel(
+            self.function = CooperativeKernel(
                 _code(shape, (properties.major, properties.minor)),
                 "adapter",
                 blocks=shape.blocks,
@@ -50,7 +52,7 @@ class PersistentKernel:
         self, vlm: Tensor, dino: Tensor, table: Tensor, lengths: Tensor, buffers: Buffers, stream: int
     ) -> Tensor:
         """Put one launch on `stream` and return `buffers.output`; arguments as in `PersistentParameters.fill`."""
-        self._kernel.launch(self.parameters.fill(vlm, dino, table, lengths, buffers), stream)
+        self.function.launch(self.parameters.fill(vlm, dino, table, lengths, buffers), stream)
         return buffers.output
 
 

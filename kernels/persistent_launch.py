@@ -32,7 +32,7 @@ class PersistentLaunch:
         self._structure: Any = type(filled).from_buffer_copy(filled)
         # The structure holds nothing but their addresses.
         self._kept = kernel, table, buffers
-        self._put = kernel._kernel.bind(self._structure)
+        self._put = kernel.function.bind(self._structure)
 
     def __call__(self, vlm: Tensor, dino: Tensor, lengths: Tensor, stream: int) -> None:
         """Put one launch on `stream`, to which `vlm`, `dino` and `lengths` belong until it is done."""

@@ -145,32 +145,38 @@ DEVICE void keep_parts(const Tile& tile, int row, int column, const float (&sums
 DEVICE void keep_elements(const Place& at, unsigned char* shared, const Tile& tile, int row, int column, const float (&sums)[COLUMNS / 8][4],
                           const float2 (&bias)[COLUMNS / 8]) {
   // Odd multiples of 16 bytes spread the lines over the banks.
-  constexpr int CHUNKS = COLUMNS / 8, WIDTH = CHUNKS % 2 ? COLUMNS : COLUMNS + 8;
+  constexpr int CHUNKS = COLUMNS / 8, KEY_LINE = CHUNKS % 2 ? COLUMNS : COLUMNS + 8, VALUE_LINE = 128 + 8;
   Element* lines = (Element*)shared;
-#pragma unroll
-  for (int i = 0; i < CHUNKS; i++)
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-      *(uint32_t*)(lines + (row + half * 8) * WIDTH + column + i * 8) = pack(sums[i][half * 2] + bias[i].x, sums[i][half * 2 + 1] + bias[i].y);
-  block_sync();
-  // What a last tile has beyond the last token goes as far as the buffers do.
   if (tile.keys) {
-#pragma unroll 2
-    for (int i = at.thread; i < 128 * CHUNKS; i += THREADS)
-      if (i / CHUNKS < tile.padded_rows)
-        *(uint4*)(tile.keys + i / CHUNKS * HIDDEN + i % CHUNKS * 8) = *(const uint4*)(lines + i / CHUNKS * WIDTH + i % CHUNKS * 8);
-  } else {
-#pragma unroll 2
-    for (int i = at.thread; i < 16 * COLUMNS; i += THREADS) {
-      int across = (i & 15) * 8;
-      uint32_t words[4];
 #pragma unroll
-      for (int j = 0; j < 4; j++) {
-        const Element* from = lines + (across + j * 2) * WIDTH + (i >> 4);
-        words[j] = from[0] | (uint32_t)from[WIDTH] << 16;
-      }
-      if (across < tile.padded_rows) *(uint4*)(tile.values + (i >> 4) * tile.padded + across) = make_uint4(words[0], words[1], words[2], words[3]);
+    for (int i = 0; i < CHUNKS; i++)
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+        *(uint32_t*)(lines + (row + half * 8) * KEY_LINE + column + i * 8) = pack(sums[i][half * 2] + bias[i].x, sums[i][half * 2 + 1] + bias[i].y);
+    block_sync();
+#pragma unroll
+    for (int i = 0; i < 128 * CHUNKS / THREADS; i++) {
+      int down = (at.thread + i * THREADS) / CHUNKS, across = (at.thread + i * THREADS) % CHUNKS * 8;
+      if (down < tile.padded_rows) *(uint4*)(tile.keys + down * HIDDEN + across) = *(const uint4*)(lines + down * KEY_LINE + across);
     }
+  } else {
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        uint32_t pair = pack(sums[i][half * 2] + bias[i].x, sums[i][half * 2 + 1] + bias[i].y);
+        Element* to = lines + (column + i * 8) * VALUE_LINE + row + half * 8;
+        to[0] = (Element)(pair & 0xffff), to[VALUE_LINE] = (Element)(pair >> 16);
+      }
+    block_sync();
+    // The rows of a last tile that do not exist are written as far as the buffer goes.
+    int across = (at.thread & 15) * 8;
+    if (across < tile.padded_rows)
+#pragma unroll
+      for (int i = 0; i < COLUMNS / 16; i++) {
+        int down = (at.thread >> 4) + i * 16;
+        *(uint4*)(tile.values + down * tile.padded + across) = *(const uint4*)(lines + down * VALUE_LINE + across);
+      }
   }
   block_sync();
 }
@@ -213,7 +219,7 @@ DEVICE void multiply_tile(const Place& at, unsigned char* shared, const Tile& ti
     multiply_stage(sums, stage + at.warp / 4 * 64 * 128, stage + 128 * 128);
     // Meanwhile two threads take the statistics of a row.
     if (tile.statistics)
-#pragma unroll 1
+#pragma unroll
       for (int i = 0; i < 4; i++) {
         uint4 chunk = *(const uint4*)staged(stage, at.thread >> 1, (at.thread & 1) * 4 + i);
         const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
@@ -451,7 +457,7 @@ DEVICE void multiply_rows(const Place& at, int units, int dim, unsigned char* st
 #pragma unroll
     for (int i = 0; i < UNITS; i++)
       // A unit too many is computed again, which needs no branch.
-      multiply_32(result[i], a, ((const uint4*)region)[(min(i, units - 1) * (dim / 32) + block) * 32 + lane]);
+      multiply_32(result[i], a, ((const uint4*)region)[(max(min(i, units - 1), 0) * (dim / 32) + block) * 32 + lane]);
   }
   block_sync();
   float* sums = (float*)staging + (at.warp * 16 + at.group) * LINE + at.quad * 2;

@@ -145,7 +145,7 @@ def test_a_repeated_launch_names_what_a_call_brings_along() -> None:
     weights: Any = pack_adapter(adapter, CPU, SMALL.dtype)
     parameters, seen = PersistentParameters(SMALL, weights), list[tuple[bytes, int]]()
     bound = SimpleNamespace(bind=lambda structure: lambda stream: seen.append((bytes(structure), stream)))
-    kernel: Any = SimpleNamespace(parameters=parameters, _kernel=bound)
+    kernel: Any = SimpleNamespace(parameters=parameters, function=bound)
     table, buffers = torch.zeros(64, SMALL.hidden_dim), Buffers(SMALL, 40, 24, CPU)
 
     def call() -> tuple[Tensor, Tensor, Tensor]:
