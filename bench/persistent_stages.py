@@ -40,7 +40,7 @@ class _StampedShape(PersistentShape):
 
 
 def stage_names(shape: PersistentShape) -> dict[int, str]:
-    """What has happened at a stamp, by its index, in order; see `stamp` in adapter.cu."""
+    """What has happened at a stamp, by its index, in order; see `stamp` in the kernel."""
     steps = [f"{kind} {layer}" for layer in range(shape.num_layers) for kind in _KINDS]
     steps += [f"output {part}" for part in range(shape.out_passes)]
     names = dict(_CONTEXT)

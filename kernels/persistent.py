@@ -1,7 +1,7 @@
 """The persistent kernel: a whole adapter in one cooperative launch, for one clip at a time.
 
 A chain of launches waits some microseconds between two of them; here a block waits for the few numbers that it needs.
-The kernel is CUDA C++ (`cuda/adapter.cu`), because blocks that exchange results while they run, and weights that come
+The kernel is CUDA C++ (`cuda/`), because blocks that exchange results while they run, and weights that come
 while they wait, cannot be said in Triton. What it computes is the forward of the packed adapter, launch by launch in
 `reference.py`.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 __all__ = ["STAMPS", "Buffers", "PersistentParameters", "PersistentShape", "Weights", "persistent_source"]
 
 _FOLDER = Path(__file__).parent / "cuda"
+_SOURCES = ("layout.cuh", "context.cuh", "attention.cuh", "chain.cuh", "adapter.cu")
 _TILE = 128
 STAMPS = 64
 
@@ -176,7 +177,7 @@ def persistent_source(shape: PersistentShape, primitives: str | None = None) -> 
     if primitives is None:
         own = (_FOLDER / "primitives.cuh").read_text(encoding="utf-8")
         primitives = own.replace("// {multiply_warpgroup}", _multiply_warpgroup(shape))
-    return primitives + (_FOLDER / "adapter.cu").read_text(encoding="utf-8")
+    return primitives + "".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SOURCES)
 
 
 def _multiply_warpgroup(shape: PersistentShape) -> str:
@@ -265,7 +266,7 @@ class _LinearStruct(ctypes.Structure):
 
 
 def _steps(layer: _Layer) -> Iterator[_Linear | None]:
-    """What a layer's steps multiply with; attentions have nothing of their own. See Kind in adapter.cu."""
+    """What a layer's steps multiply with; attentions have nothing of their own. See Kind in layout.cuh."""
     own = layer.queries
     yield from (None, None, None, None) if own is None else (own.qkv, None, own.out, own.query)
     yield from (None, layer.cross_out, layer.up, layer.down)

@@ -37,7 +37,8 @@ DEVICE float2 unpack(uint32_t pair) {
 }
 
 // sums += a [16, 16] b [16, 8]; which lane holds what: PTX ISA, "Matrix Fragments for mma.m16n8k16".
-DEVICE void multiply_add(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+DEVICE void multiply_add(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                         uint32_t b1) {
 #ifdef HALF
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
 #else

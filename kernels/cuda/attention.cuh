@@ -1,0 +1,115 @@
+// Attention of a block's rows in one head, as a step of the chain.
+
+// Attention of the block's rows in one head over blocks of 32 keys, a warp a block at a time. Keys [*, HEAD] and values [HEAD, *]
+// with their strides, `limit` of them; `count` keys take part. If `growing` they are still being written, and no warp has more than one
+// block. Writes [ROWS, HIDDEN] and, unless null, logs [ROWS, HEADS, 4].
+DEVICE void attend(const Place& at, unsigned char* shared, const Element* query, int query_stride, const Element* keys, int key_stride,
+                   const Element* values, int value_stride, int first, int last, int count, int limit, bool growing, Element* output, float* logs) {
+  float largest[2] = {EMPTY, EMPTY}, total[2] = {0, 0}, mixed[8][4] = {};
+  uint4 q[2][2], k[4][2], v[8];
+  bool first_time = true;
+  // Every block has a key that counts, so that those that do not end as zeros.
+  last = min(last, divide_up(count, 32));
+  for (int block = first + at.warp; block < last; block += WARPS) {
+    int base = block * 32;
+    auto load_keys_values = [&] {
+#pragma unroll
+      for (int tile = 0; tile < 4; tile++) {
+        int key = base + (at.group >> 1) * 8 + tile * 2 + (at.group & 1);
+#pragma unroll
+        for (int half = 0; half < 2; half++) k[tile][half] = load_fresh(keys + min(key, limit - 1) * key_stride + half * 32 + at.quad * 8);
+      }
+#pragma unroll
+      for (int tile = 0; tile < 8; tile++)
+        v[tile] = load_fresh(values + (tile * 8 + at.group) * value_stride + min(base + at.quad * 8, limit - 8));
+    };
+    load_keys_values();
+    while (first_time) {
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        q[i >> 1][i & 1] = load_fresh(query + (at.rows + at.group + (i & 1) * 8) * query_stride + (i >> 1) * 32 + at.quad * 8);
+      uint32_t largest = max(max(largest_word(q[0][0]), largest_word(q[0][1])), max(largest_word(q[1][0]), largest_word(q[1][1])));
+      if (growing)
+#pragma unroll
+        for (int tile = 0; tile < 8; tile++) largest = max(largest, max(largest_word(v[tile]), largest_word(k[tile >> 1][tile & 1])));
+      first_time = !warp_all(largest != UNWRITTEN);
+      if (first_time) relax();
+      if (first_time && growing) load_keys_values();
+    }
+    float scores[4][4] = {}, higher[2] = {largest[0], largest[1]};
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++) {
+      multiply_32(scores[tile], q[0], k[tile][0]);
+      multiply_32(scores[tile], q[1], k[tile][1]);
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        bool valid = base + at.quad * 8 + tile * 2 + (i & 1) < count;
+        scores[tile][i] = valid ? scores[tile][i] * SCORE_SCALE : EMPTY;
+        higher[i >> 1] = fmaxf(higher[i >> 1], scores[tile][i]);
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      higher[half] = fmaxf(higher[half], warp_exchange(higher[half], 1));
+      higher[half] = fmaxf(higher[half], warp_exchange(higher[half], 2));
+      float shrink = power_of_two(largest[half] - higher[half]);
+      largest[half] = higher[half];
+      total[half] *= shrink;
+#pragma unroll
+      for (int tile = 0; tile < 8; tile++) mixed[tile][half * 2] *= shrink, mixed[tile][half * 2 + 1] *= shrink;
+    }
+    uint32_t weights[4][2];
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        scores[tile][i] = power_of_two(scores[tile][i] - largest[i >> 1]);
+        total[i >> 1] += scores[tile][i];
+      }
+      weights[tile][0] = pack(scores[tile][0], scores[tile][1]);
+      weights[tile][1] = pack(scores[tile][2], scores[tile][3]);
+    }
+#pragma unroll
+    for (int tile = 0; tile < 8; tile++) {
+      multiply_add(mixed[tile], weights[0][0], weights[0][1], weights[1][0], weights[1][1], v[tile].x, v[tile].y);
+      multiply_add(mixed[tile], weights[2][0], weights[2][1], weights[3][0], weights[3][1], v[tile].z, v[tile].w);
+    }
+  }
+  // Every warp's part: largest score, sum and mixture, where the product before this may still be read.
+  block_sync();
+  constexpr int STRIDE = 72;
+  float2* heads = (float2*)(shared + TRIM_AT);
+  float* mixtures = (float*)(shared + STAGING_AT);
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int row = at.warp * 16 + at.group + half * 8;
+    total[half] = quad_sum(total[half]);
+    if (at.quad == 0) heads[row] = make_float2(largest[half], total[half]);
+#pragma unroll
+    for (int tile = 0; tile < 8; tile++)
+      *(float2*)(mixtures + row * STRIDE + tile * 8 + at.quad * 2) = make_float2(mixed[tile][half * 2], mixed[tile][half * 2 + 1]);
+  }
+  block_sync();
+  int row = at.thread >> 4, column = (at.thread & 15) * 4;
+  float peak = EMPTY, sum = 0, merged[4] = {};
+#pragma unroll
+  for (int warp = 0; warp < WARPS; warp++) peak = fmaxf(peak, heads[warp * 16 + row].x);
+#pragma unroll 2
+  for (int warp = 0; warp < WARPS; warp++) {
+    float2 part = heads[warp * 16 + row], x = *(const float2*)(mixtures + (warp * 16 + row) * STRIDE + column);
+    float2 y = *(const float2*)(mixtures + (warp * 16 + row) * STRIDE + column + 2);
+    float share = power_of_two(part.x - peak);
+    sum += share * part.y;
+    merged[0] += share * x.x, merged[1] += share * x.y, merged[2] += share * y.x, merged[3] += share * y.y;
+  }
+  float scale = sum == 0 ? 0 : reciprocal(sum);
+  Element* to = output + (at.rows + row) * HIDDEN + column;
+  publish(to, pack(merged[0] * scale, merged[1] * scale));
+  publish(to + 2, pack(merged[2] * scale, merged[3] * scale));
+  if (logs && (at.thread & 15) == 0) {
+    float log = sum == 0 ? EMPTY : peak + logarithm_of_two(sum);
+    publish(logs + (at.rows + row) * HEADS * 4, log != log ? 0x7fffffffu : __float_as_uint(log));
+  }
+  // The next step writes where this one still reads.
+  block_sync();
+}

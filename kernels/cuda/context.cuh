@@ -1,0 +1,200 @@
+// The context: both encoders' tokens projected, finished, and the keys and values that all layers read from them.
+
+DEVICE void* staged(unsigned char* stage, int row, int chunk) {
+  return stage + row * 128 + ((chunk ^ (row & 7)) << 4);
+}
+
+// A tile [128, COLUMNS] of a product: rows of `a` beyond `a_rows` count as zeros, `b` has COLUMNS; both are row-major, `dim` a row,
+// and the contracted axis runs from `first` to `last`. It goes to `parts` as floats, with the sums and
+// squares of a's rows to `statistics` unless null; or with a bias to `keys` or transposed to `values`.
+struct Tile {
+  const Element *a, *b;
+  int a_rows, dim, first, last;
+  float* parts;
+  float2* statistics;
+  Element *keys, *values;
+  const float* bias;
+  int rows, padded, padded_rows;  // how many rows exist, the width of `values`, and how many rows keys and values have from here on
+};
+
+// Write a thread's part of a tile: 2 rows, 8 apart, of every 8 columns.
+DEVICE void keep_parts(const Tile& tile, int row, int column, const float (&sums)[COLUMNS / 8][4]) {
+#pragma unroll
+  for (int half = 0; half < 2; half++)
+    if (row + half * 8 < tile.rows)
+#pragma unroll
+      for (int i = 0; i < COLUMNS / 8; i++)
+        *(float2*)(tile.parts + (row + half * 8) * HIDDEN + column + i * 8) = make_float2(sums[i][half * 2], sums[i][half * 2 + 1]);
+}
+
+// As elements, laid out in shared memory first, so that memory is written 16 bytes at a time.
+DEVICE void keep_elements(const Place& at, unsigned char* shared, const Tile& tile, int row, int column, const float (&sums)[COLUMNS / 8][4],
+                          const float2 (&bias)[COLUMNS / 8]) {
+  // Odd multiples of 16 bytes spread the lines over the banks.
+  constexpr int CHUNKS = COLUMNS / 8, KEY_LINE = CHUNKS % 2 ? COLUMNS : COLUMNS + 8, VALUE_LINE = 128 + 8;
+  Element* lines = (Element*)shared;
+  if (tile.keys) {
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++)
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+        *(uint32_t*)(lines + (row + half * 8) * KEY_LINE + column + i * 8) = pack(sums[i][half * 2] + bias[i].x, sums[i][half * 2 + 1] + bias[i].y);
+    block_sync();
+#pragma unroll
+    for (int i = 0; i < 128 * CHUNKS / THREADS; i++) {
+      int down = (at.thread + i * THREADS) / CHUNKS, across = (at.thread + i * THREADS) % CHUNKS * 8;
+      if (down < tile.padded_rows) *(uint4*)(tile.keys + down * HIDDEN + across) = *(const uint4*)(lines + down * KEY_LINE + across);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        uint32_t pair = pack(sums[i][half * 2] + bias[i].x, sums[i][half * 2 + 1] + bias[i].y);
+        Element* to = lines + (column + i * 8) * VALUE_LINE + row + half * 8;
+        to[0] = (Element)(pair & 0xffff), to[VALUE_LINE] = (Element)(pair >> 16);
+      }
+    block_sync();
+    // The rows of a last tile that do not exist are written as far as the buffer goes.
+    int across = (at.thread & 15) * 8;
+    if (across < tile.padded_rows)
+#pragma unroll
+      for (int i = 0; i < COLUMNS / 16; i++) {
+        int down = (at.thread >> 4) + i * 16;
+        *(uint4*)(tile.values + down * tile.padded + across) = *(const uint4*)(lines + down * VALUE_LINE + across);
+      }
+  }
+  block_sync();
+}
+
+DEVICE void load_stage(const Place& at, unsigned char* shared, const Tile& tile, int step) {
+  unsigned char* stage = shared + step % STAGES * STAGE_BYTES;
+  int start = tile.first + step * 64;
+  if (start < tile.last) {
+    int chunk = at.thread & 7, place = start + chunk * 8;
+#pragma unroll
+    for (int i = 0; i < divide_up((128 + COLUMNS) * 8, THREADS); i++) {
+      int row = (at.thread >> 3) + i * (THREADS / 8);
+      if (row >= 128 + COLUMNS) break;
+      bool valid = place < tile.last && (row >= 128 || row < tile.a_rows);
+      const Element* from = row < 128 ? tile.a + (size_t)row * tile.dim : tile.b + (size_t)(row - 128) * tile.dim;
+      copy_async(staged(stage, row, chunk), valid ? from + place : tile.b, valid);
+    }
+  }
+  copy_commit();
+}
+
+template <typename Meanwhile>
+DEVICE void multiply_tile(const Place& at, unsigned char* shared, const Tile& tile, Meanwhile meanwhile) {
+  int row = at.warp * 16 + at.group, column = at.quad * 2;
+  float sums[COLUMNS / 8][4] = {}, total = 0, squares = 0;
+  float2 bias[COLUMNS / 8] = {};
+  if (tile.bias)
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 8; i++) bias[i] = *(const float2*)(tile.bias + column + i * 8);
+#pragma unroll 1
+  for (int step = 0; step < STAGES - 1; step++) load_stage(at, shared, tile, step);
+  meanwhile();
+#pragma unroll 1
+  for (int step = 0; tile.first + step * 64 < tile.last; step++) {
+    copy_wait<STAGES - 2>();
+    publish_stage();
+    block_sync();
+    load_stage(at, shared, tile, step + STAGES - 1);
+    unsigned char* stage = shared + step % STAGES * STAGE_BYTES;
+    multiply_stage(sums, stage + at.warp / 4 * 64 * 128, stage + 128 * 128);
+    // Meanwhile two threads take the statistics of a row.
+    if (tile.statistics)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        uint4 chunk = *(const uint4*)staged(stage, at.thread >> 1, (at.thread & 1) * 4 + i);
+        const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          float2 pair = unpack(words[j]);
+          total += pair.x + pair.y;
+          squares += pair.x * pair.x + pair.y * pair.y;
+        }
+      }
+    multiplied(sums);
+  }
+  copy_wait<0>();
+  block_sync();
+  if (tile.parts) keep_parts(tile, row, column, sums);
+  else keep_elements(at, shared, tile, row, column, sums, bias);
+  if (tile.statistics) {
+    total += warp_exchange(total, 1), squares += warp_exchange(squares, 1);
+    if ((at.thread & 1) == 0 && at.thread >> 1 < tile.rows) tile.statistics[at.thread >> 1] = make_float2(total, squares);
+  }
+}
+
+constexpr int ACROSS = HIDDEN / COLUMNS;
+
+// Parts of x W of both encoders' raw tokens: partial [splits, tokens, HIDDEN], DINO's tokens first.
+DEVICE int projection_tiles(const Parameters& p) {
+  return ACROSS * (divide_up(p.vlm_tokens, 128) * p.vlm_splits + divide_up(p.dino_tokens, 128) * p.dino_splits);
+}
+
+DEVICE Tile projection_tile(const Parameters& p, int item) {
+  int vlm_tiles = ACROSS * divide_up(p.vlm_tokens, 128) * p.vlm_splits;
+  bool vlm = item < vlm_tiles;
+  int rest = vlm ? item : item - vlm_tiles, splits = vlm ? p.vlm_splits : p.dino_splits;
+  int dim = vlm ? VLM_DIM : DINO_DIM, size = vlm ? p.vlm_split : p.dino_split, tokens = vlm ? p.vlm_tokens : p.dino_tokens;
+  int across = rest % ACROSS, down = rest / ACROSS / splits, split = rest / ACROSS - down * splits, row = down * 128;
+  const Element* weight = vlm ? p.vlm_projection.weight : p.dino_projection.weight;
+  size_t target = (size_t)split * (p.vlm_tokens + p.dino_tokens) + (vlm ? p.dino_tokens : 0) + row;
+  return {(vlm ? p.vlm : p.dino) + (size_t)row * dim, weight + (size_t)across * COLUMNS * dim,
+          (vlm ? min(p.lengths[0], tokens) : tokens) - row, dim, split * size, min(dim, (split + 1) * size),
+          p.partial + target * HIDDEN + across * COLUMNS, across ? nullptr : p.statistics + target, nullptr, nullptr, nullptr,
+          tokens - row, 0, 0};
+}
+
+// keys [LAYERS, padded, HIDDEN] and values [LAYERS, HIDDEN, padded] of the context.
+DEVICE int context_tiles(const Parameters& p) { return 2 * LAYERS * ACROSS * divide_up(p.vlm_tokens + p.dino_tokens, 128); }
+
+DEVICE Tile context_tile(const Parameters& p, int item) {
+  int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32, down = divide_up(total, 128);
+  int part = item / (ACROSS * down), inside = (item - part * ACROSS * down) % ACROSS * COLUMNS;
+  int row = (item - part * ACROSS * down) / ACROSS * 128, column = part * HIDDEN + inside;
+  Element* target = (part & 1 ? p.values : p.keys) + (size_t)(part >> 1) * padded * HIDDEN;
+  return {p.context + (size_t)row * HIDDEN, p.keys_values.weight + (size_t)column * HIDDEN, total - row, HIDDEN, 0, HIDDEN,
+          nullptr, nullptr, part & 1 ? nullptr : target + (size_t)row * HIDDEN + inside,
+          part & 1 ? target + (size_t)inside * padded + row : nullptr, p.keys_values.bias + column, total - row, padded, padded - row};
+}
+
+// context [tokens, HIDDEN]: parts added, normalised, biases and positions added; a warp a token. What does not depend on the parts is
+// asked for before `wait`.
+template <typename Wait>
+DEVICE void finish(const Parameters& p, const Place& at, int token, Wait wait) {
+  constexpr int PAIRS = HIDDEN / 64;
+  int total = p.vlm_tokens + p.dino_tokens, lane = at.thread & 31;
+  bool exists = token < total, dino = token < p.dino_tokens;
+  int splits = dino ? p.dino_splits : p.vlm_splits, dim = dino ? DINO_DIM : VLM_DIM;
+  token = min(token, total - 1);
+  const float2* column_sums = (const float2*)(dino ? p.dino_projection : p.vlm_projection).sums + lane;
+  const float2* table = (const float2*)(p.table + (size_t)token * HIDDEN) + lane;
+  float2 value[PAIRS] = {}, sum[PAIRS], place[PAIRS], statistics = {0, 0};
+#pragma unroll
+  for (int i = 0; i < PAIRS; i++) sum[i] = column_sums[i * 32], place[i] = table[i * 32];
+  wait();
+#pragma unroll 4
+  for (int split = 0; split < splits; split++) {
+    size_t row = (size_t)split * total + token;
+    const float2* part = (const float2*)(p.partial + row * HIDDEN) + lane;
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+      float2 more = __ldcg(part + i * 32);
+      value[i].x += more.x;
+      value[i].y += more.y;
+    }
+    float2 more = __ldcg(p.statistics + row);
+    statistics.x += more.x;
+    statistics.y += more.y;
+  }
+  float mean = statistics.x / dim, scale = inverse_deviation(statistics, mean, dim);
+#pragma unroll
+  for (int i = 0; i < PAIRS; i++)
+    if (exists)
+      *(uint32_t*)(p.context + (size_t)token * HIDDEN + (i * 32 + lane) * 2) =
+          pack(scale * (value[i].x - mean * sum[i].x) + place[i].x, scale * (value[i].y - mean * sum[i].y) + place[i].y);
+}

@@ -1,0 +1,113 @@
+// The whole adapter in one cooperative launch: GRID blocks of 256 threads stay until the clip is translated.
+//
+// First the context: both encoders' tokens projected, split over the contracted axis; parts added, normalised and placed;
+// keys and values of all layers. These three steps are separated by barriers over the grid. Then the chain of short steps
+// on the queries. A block has one tile of 16 query rows and a share of every product's columns, and there is no barrier:
+// a result is written over a pattern that no result has (UNWRITTEN), and whoever needs it reads until the pattern is
+// gone. There are two sets of such buffers; a launch uses one and clears the other for the launch after it.
+//
+// A block executes most of its instructions once or a few times, and waits for each line of them that it meets for the first time. So one
+// routine does all products of the chain, loops are rarely unrolled, and nothing is inlined twice.
+//
+// Fragments are 16 bytes a lane: the contracted axis may be permuted at will as long as both sides are, so that in every 32 of its places
+// lane t of a quad holds places 8 t to 8 t + 7. Weights of the chain lie in memory in that order and come two products ahead.
+
+constexpr int THREADS = 256, WARPS = 8, HEAD = 64;
+constexpr int ROW_TILES = (QUERIES + 15) / 16, ROWS = 16 * ROW_TILES, GROUPS = GRID / ROW_TILES;
+constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
+// The steps of a layer; the first layer starts at CROSS_ATTEND. Behind the last layer come the parts of the output.
+enum Kind { QKV, SELF_ATTEND, SELF_OUT, QUERY_OUT, CROSS_ATTEND, CROSS_OUT, UP, DOWN, KINDS };
+constexpr int OUT_STEP = LAYERS * KINDS, LAST_STEP = OUT_STEP + OUT_PASSES;
+constexpr uint32_t UNWRITTEN = 0xffffffffu;
+constexpr float EPS = 1e-5f, EMPTY = -1e30f, SCORE_SCALE = 1.4426950408889634f / 8;
+
+typedef unsigned short Element;
+
+struct Linear {
+  const Element* weight;
+  const float* bias;
+  const float* sums;
+};
+
+struct Parameters {
+  const Element *vlm, *dino;
+  const int* lengths;
+  const float* table;
+  Linear vlm_projection, dino_projection, keys_values;
+  const float* hidden_states;
+  const Element* query;
+  Linear products[LAST_STEP];  // of every step that is one
+  float* partial;
+  float2* statistics;
+  Element *context, *keys, *values, *exchange, *output;
+  unsigned long long *counter, *stamps;
+  int vlm_tokens, dino_tokens, vlm_split, vlm_splits, dino_split, dino_splits;
+};
+
+// Elements of a layer's exchange buffers.
+constexpr int QUERY_KEYS = 0, VALUES = QUERY_KEYS + 2 * ROWS * HIDDEN, MIXED = VALUES + ROWS * HIDDEN;
+constexpr int AFTER_SELF = MIXED + ROWS * HIDDEN, QUERY = AFTER_SELF + ROWS * HIDDEN, PARTS = QUERY + ROWS * HIDDEN;
+constexpr int AFTER_CROSS = PARTS + SPLITS * ROWS * HIDDEN, RAISED = AFTER_CROSS + ROWS * HIDDEN;
+constexpr int AFTER_FF = RAISED + ROWS * FF, LOGS = AFTER_FF + ROWS * HIDDEN;
+constexpr int LAYER_EXCHANGE = LOGS + 2 * 4 * ROWS * HEADS, EXCHANGE = LAYERS * LAYER_EXCHANGE;
+
+__host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
+
+__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
+
+// Most units of 8 columns that a block has of a product with so many columns; those that end in HIDDEN columns, and the wide ones.
+__host__ __device__ constexpr int block_units(int width) { return divide_up(width / 8, GROUPS); }
+constexpr int NARROW = block_units(HIDDEN), WIDE = larger(larger(block_units(3 * HIDDEN), block_units(FF)), block_units(OUT / OUT_PASSES));
+static_assert(NARROW <= 4 && WIDE <= 10, "columns of a block");
+
+// Shared memory: the pipeline of the context's products, later the weights of two products of the chain; the chain's input, then sums
+// of eight slices of the contracted axis; what is added to the columns.
+constexpr int STAGES = 4, STAGE_BYTES = (128 + COLUMNS) * 128, LINE = 88;
+constexpr int EVEN_REGION = 16 * larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), ODD_REGION = 16 * larger(NARROW, WIDE) * HIDDEN;
+constexpr int STAGING_AT = larger(STAGES * STAGE_BYTES, EVEN_REGION + ODD_REGION);
+constexpr int TRIM_AT = STAGING_AT + larger(16 * 2 * larger(HIDDEN, FF), WARPS * 16 * LINE * 4);
+constexpr int ARRIVALS_AT = TRIM_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 2 * 8;
+static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE, "kernels/persistent.py");
+
+struct Place {
+  int thread, warp, group, quad;  // group: lane / 4, a row or column of a fragment; quad: lane % 4, its eighth of 32 places
+  int rows, share;                // the block's first query row, and which of GROUPS it is
+};
+
+// UNWRITTEN is the largest of numbers, so that the largest word says whether any is unwritten.
+DEVICE uint32_t largest_word(uint4 v) { return max(max(v.x, v.y), max(v.z, v.w)); }
+
+DEVICE uint32_t largest_log(uint4 v) { return max(SPLITS > 0 ? v.x : 0, max(SPLITS > 1 ? v.y : 0, SPLITS > 2 ? v.z : 0)); }
+
+DEVICE float quad_sum(float x) {
+  x += warp_exchange(x, 1);
+  return x + warp_exchange(x, 2);
+}
+
+DEVICE float warp_sum(float x) {
+  for (int mask = 1; mask < 32; mask *= 2) x += warp_exchange(x, mask);
+  return x;
+}
+
+DEVICE float inverse_deviation(float2 statistics, float mean, int count) {
+  float variance = statistics.y / count - mean * mean;
+  // Not fmaxf, which would turn NaN into a number.
+  return rsqrtf((variance < 0 ? 0 : variance) + EPS);
+}
+
+// a: rows r and r + 8, b: column; 32 places of the contracted axis.
+DEVICE void multiply_32(float (&sums)[4], const uint4 (&a)[2], uint4 b) {
+  multiply_add(sums, a[0].x, a[1].x, a[0].y, a[1].y, b.x, b.y);
+  multiply_add(sums, a[0].z, a[1].z, a[0].w, a[1].w, b.z, b.w);
+}
+
+// A barrier over the grid, with what each block can do between its arrival and everybody's.
+template <typename Meanwhile>
+DEVICE void wait_for_all(unsigned long long* counter, unsigned long long target, Meanwhile meanwhile) {
+  block_sync();
+  if (thread_index() == 0) arrive(counter);
+  meanwhile();
+  if (thread_index() == 0)
+    while (arrived(counter) < target) relax();
+  block_sync();
+}
