@@ -16,7 +16,7 @@ __all__ = ["AutoencoderTask", "DecoderTask", "initialise", "measure_latents"]
 
 KL_WEIGHT = 1e-4
 LOGVAR_START = -5.0
-SQUARED_ERROR_WEIGHT = 5.0
+SQUARED_ERROR_WEIGHT = 40.0
 
 
 class AutoencoderTask(nn.Module):
