@@ -18,8 +18,8 @@ class StagePreset:
     adamw_rate: float
 
 
-# In the order in which the stages depend on each other; the steps are those of the shipped weights, some in two runs, and their
-# conditioning_10m then went on for 10,574 at 0.7 of the rates.
+# In the order in which the stages depend on each other; the steps are those of the shipped weights, some in two
+# runs, and their conditioning_10m then went on for 10,574 at 0.7 of the rates.
 STAGES: Mapping[str, StagePreset] = {
     "vae": StagePreset(steps=53_034, batch=16, muon_rate=1e-3, adamw_rate=5e-4),
     "decoder": StagePreset(steps=26_127, batch=16, muon_rate=5e-4, adamw_rate=2.5e-4),
