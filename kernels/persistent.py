@@ -23,7 +23,7 @@ __all__ = ["STAMPS", "Buffers", "PersistentParameters", "PersistentShape", "Weig
 _FOLDER = Path(__file__).parent / "cuda"
 _SOURCES = ("layout.cuh", "context.cuh", "attention.cuh", "chain.cuh", "adapter.cu")
 _TILE = 128
-STAMPS = 64
+STAMPS = 128
 
 
 class _Linear(Protocol):
@@ -93,9 +93,14 @@ class PersistentShape:
         """Why the kernel cannot serve this shape with so many bytes of shared memory a block; None if it can."""
         if self.hidden_dim != 64 * self.num_heads:
             return f"heads of {self.hidden_dim / self.num_heads:g}: must be 64 wide"
-        if any(size % 32 for size in (self.ff_dim, self.vlm_dim, self.dino_dim)) or self.output_dim % 8:
-            return "widths that are no multiples of 32"
-        if self.groups < max(self.num_heads, 1) or not self._fits_a_block():
+        if any(size % 32 for size in (self.ff_dim, self.vlm_dim, self.dino_dim)):
+            return f"widths {self.ff_dim}, {self.vlm_dim}, {self.dino_dim}: must be multiples of 32"
+        if self.output_dim % 8:
+            return f"output of {self.output_dim}: must be a multiple of 8"
+        # Self-attention waits for one block of 32 keys a warp.
+        if self.num_queries > 256:
+            return f"{self.num_queries} queries: at most 256"
+        if self.groups < self.num_heads or not self._fits_a_block():
             return f"{self.num_queries} queries of {self.hidden_dim}: too much for {self.blocks} blocks"
         if self.shared_bytes > shared_memory:
             return f"{self.shared_bytes} bytes of shared memory: the device has {shared_memory} a block"
@@ -199,7 +204,8 @@ def _multiply_warpgroup(shape: PersistentShape) -> str:
 class Buffers:
     """The tensors that the kernel works in for clips of `dino_tokens` and up to `vlm_tokens` tokens.
 
-    `output` [num_queries, output_dim] is what a launch writes. A launch that is broken off spoils the others.
+    `output` [num_queries, output_dim] is what a launch writes. After a launch that was broken off these buffers are
+    spoilt: make new ones.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from foresight.kernels.persistent import (
     persistent_source,
 )
 
-__all__ = ["PersistentKernel"]
+__all__ = ["SHARED_MEMORY", "PersistentKernel"]
 
 THREADS = 256
 # What a block may have where the compute capability is 9.0, which the kernel asks for.

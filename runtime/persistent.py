@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -15,6 +16,7 @@ from foresight.kernels.persistent_kernel import PersistentKernel
 from foresight.kernels.persistent_launch import PersistentLaunch
 from foresight.runtime.capture import current_stream
 from foresight.runtime.input_buffer import InputBuffer
+from foresight.runtime.prepared import PreparedReport
 from foresight.runtime.replicated import Bucket, Grids, ReplicatedAdapter
 
 __all__ = ["PersistentAdapter", "load_persistent_kernel", "persistent_shape"]
@@ -142,6 +144,12 @@ class PersistentAdapter(ReplicatedAdapter):
         super().__init__(
             adapter, packed, device, dtype, buckets, dino_tokens=dino_tokens, batch=1, replicas=replicas
         )
+
+    def report(self) -> PreparedReport:
+        """What this adapter uses, the rearranged weights too."""
+        report = super().report()
+        more = sum(x.numel() * x.element_size() for x in self.kernel.parameters.tensors())
+        return replace(report, weights_mb=report.weights_mb + more / 1e6)
 
     def _make_replica(self) -> Sequence[Bucket]:
         return [_PersistentBucket(self, tokens) for tokens in self.buckets]

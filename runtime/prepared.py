@@ -28,7 +28,8 @@ KernelPath = Literal["auto", "persistent", "graph"]
 class PreparedReport:
     """What a prepared adapter uses: the path, numbers of VLM tokens that it serves, and memory in MB (10^6).
 
-    `buffers_mb` counts inputs, outputs and what the kernels need in between, for all buckets and replicas.
+    `buffers_mb` is by how much torch's reserved memory grew for inputs, outputs and what the kernels need in between,
+    for all buckets and replicas; what fitted into memory that it already held is not in it.
     """
 
     path: str
@@ -112,14 +113,14 @@ def prepare(
 
     place = torch.device("cuda", torch.cuda.current_device() if place.index is None else place.index)
     packed, sizes = pack_adapter(adapter, place, dtype), tuple(sorted(set(buckets)))
+    if path == "auto":
+        _check_width(packed.config.hidden_dim)
     if path != "graph":
         try:
             kernel = load_persistent_kernel(packed, place, dtype, batch)
         except ValueError as refusal:
             if path == "persistent":
                 raise ValueError(f"path 'persistent': {refusal}") from refusal
-            if path == "auto":
-                _check_width(packed.config.hidden_dim)
         else:
             return PersistentAdapter(
                 adapter, packed, kernel, place, dtype, sizes, dino_tokens=dino_tokens, replicas=replicas

@@ -215,7 +215,7 @@ struct Chain {
     int dim = kind == DOWN ? FF : HIDDEN, width = width_of(kind);
     Units units(at, width);
     unsigned char* staging = shared + STAGING_AT;
-    // Asked for ahead, and for as many columns as there are threads.
+    // Asked for ahead, a column a thread.
     const Linear& linear = p.products[step];
     int column = units.first * 8 + at.thread;
     float bias = 0, sum = 0;
@@ -292,7 +292,7 @@ struct Chain {
   DEVICE void run() {
 #pragma unroll 1
     for (int step = CROSS_ATTEND; step < LAST_STEP; step++) {
-      int layer = step / KINDS, kind = kind_of(step);
+      int layer = min(step / KINDS, LAYERS), kind = kind_of(step);
       if (kind == SELF_ATTEND || kind == CROSS_ATTEND) {
         attend_in(kind, layer);
         stamp(p.stamps, 7 + 2 * step);

@@ -6,8 +6,7 @@
 // a result is written over a pattern that no result has (UNWRITTEN), and whoever needs it reads until the pattern is
 // gone. There are two sets of such buffers; a launch uses one and clears the other for the launch after it.
 //
-// A block executes most of its instructions once or a few times, and waits for each line of them that it meets for the first time. So one
-// routine does all products of the chain, loops are rarely unrolled, and nothing is inlined twice.
+// One routine does all products of the chain and loops are rarely unrolled, which keeps the code small; it is not quicker for it.
 //
 // Fragments are 16 bytes a lane: the contracted axis may be permuted at will as long as both sides are, so that in every 32 of its places
 // lane t of a quad holds places 8 t to 8 t + 7. Weights of the chain lie in memory in that order and come two products ahead.
@@ -70,7 +69,7 @@ constexpr int ARRIVALS_AT = TRIM_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 2 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE, "kernels/persistent.py");
 
 struct Place {
-  int thread, warp, group, quad;  // group: lane / 4, a row or column of a fragment; quad: lane % 4, its eighth of 32 places
+  int thread, warp, group, quad;  // group: lane / 4, a row or column of a fragment; quad: lane % 4, which eight of every 32 places
   int rows, share;                // the block's first query row, and which of GROUPS it is
 };
 
@@ -82,11 +81,6 @@ DEVICE uint32_t largest_log(uint4 v) { return max(SPLITS > 0 ? v.x : 0, max(SPLI
 DEVICE float quad_sum(float x) {
   x += warp_exchange(x, 1);
   return x + warp_exchange(x, 2);
-}
-
-DEVICE float warp_sum(float x) {
-  for (int mask = 1; mask < 32; mask *= 2) x += warp_exchange(x, mask);
-  return x;
 }
 
 DEVICE float inverse_deviation(float2 statistics, float mean, int count) {

@@ -1,4 +1,4 @@
-// What the persistent kernel asks of the hardware, an instruction each. tests/kernels/emulation.h offers the same on a CPU.
+// What the persistent kernel asks of the hardware beyond plain arithmetic and __ldcg. tests/kernels/emulation.h offers the same on a CPU.
 
 typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
@@ -48,8 +48,6 @@ DEVICE void multiply_add(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// Begin sums [64, COLUMNS] += a [64, 64] b [COLUMNS, 64] transposed, by four warps together, done after `multiplied`. Both lie in shared memory, 128 bytes a row, their
-// 16-byte chunks swizzled by `staged` of adapter.cu; a warp's 16 rows of the result lie as those of `multiply_add` do.
 DEVICE uint64_t matrix_descriptor(const unsigned char* rows) {
   // Address, the 1,024 bytes to the next eight rows, and the 128-byte swizzle; PTX ISA, "Matrix Descriptor Format".
   uint64_t address = __cvta_generic_to_shared(rows);
@@ -58,6 +56,9 @@ DEVICE uint64_t matrix_descriptor(const unsigned char* rows) {
 
 // {multiply_warpgroup}
 
+// Begin sums [64, COLUMNS] += a [64, 64] b [COLUMNS, 64] transposed, by four warps together, done after `multiplied`. Both lie in shared
+// memory, 128 bytes a row, their 16-byte chunks swizzled by `staged` of context.cuh; a warp's 16 rows of the result lie as those of
+// `multiply_add` do.
 DEVICE void multiply_stage(float (&sums)[COLUMNS / 8][4], const unsigned char* a, const unsigned char* b) {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
   uint64_t from_a = matrix_descriptor(a), from_b = matrix_descriptor(b);

@@ -16,12 +16,12 @@ from foresight.adapters.packing import PackedAdapter, pack_adapter, positions_ta
 from foresight.kernels import reference
 from foresight.kernels.nvrtc import compile_cuda
 from foresight.kernels.persistent import Buffers, PersistentParameters, PersistentShape, persistent_source
+from foresight.kernels.persistent_kernel import SHARED_MEMORY
 from foresight.kernels.persistent_launch import PersistentLaunch
 
 from .emulated import COMPILER, EmulatedKernel
 
 CPU = torch.device("cpu")
-H200_SHARED_MEMORY = 232_448
 DTYPES = [torch.bfloat16, torch.float16]
 emulated = pytest.mark.skipif(COMPILER is None, reason="needs g++")
 
@@ -168,17 +168,18 @@ def test_a_repeated_launch_names_what_a_call_brings_along() -> None:
         ({}, None),
         ({"dtype": torch.float16}, None),
         ({"num_heads": 14}, "heads of 32: must be 64 wide"),
-        ({"ff_dim": 1800}, "widths that are no multiples of 32"),
+        ({"ff_dim": 1800}, "widths 1800, 3584, 1024: must be multiples of 32"),
+        ({"output_dim": 4100}, "output of 4100: must be a multiple of 8"),
         (
             {"hidden_dim": 1152, "num_heads": 18, "ff_dim": 4608},
             "77 queries of 1152: too much for 132 blocks",
         ),
         ({"blocks": 20}, "77 queries of 448: too much for 20 blocks"),
-        ({"num_queries": 3000}, "3000 queries of 448: too much for 132 blocks"),
+        ({"num_queries": 257}, "257 queries: at most 256"),
     ],
 )
 def test_shapes_that_it_refuses(changes: dict[str, Any], reason: str | None) -> None:
-    assert replace(FULL, **changes).refusal(H200_SHARED_MEMORY) == reason
+    assert replace(FULL, **changes).refusal(SHARED_MEMORY) == reason
 
 
 def test_a_device_with_too_little_shared_memory_is_refused() -> None:
@@ -203,4 +204,4 @@ def test_the_full_size_fits_an_h200(dtype: torch.dtype) -> None:
     assert usage.stack <= 8
     # All threads of a block, and what is kept back for the system.
     assert usage.registers * 256 <= 65_536
-    assert shape.shared_bytes + usage.shared <= H200_SHARED_MEMORY
+    assert shape.shared_bytes + usage.shared <= SHARED_MEMORY

@@ -6,6 +6,7 @@ import copy
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -33,6 +34,11 @@ class FakeKernel:
 
     shape: PersistentShape
     packed: PackedAdapter
+
+    @property
+    def parameters(self) -> SimpleNamespace:
+        """What it keeps besides the packed weights: a copy of them."""
+        return SimpleNamespace(tensors=self.packed.tensors)
 
 
 class FakeCuda:

@@ -105,15 +105,10 @@ def test_adapters_wider_than_proven_are_served_by_name_only(monkeypatch: pytest.
     monkeypatch.setattr("foresight.runtime.prepared.pack_adapter", lambda adapter, *_: adapter)
     monkeypatch.setattr("foresight.runtime.graphed.GraphedAdapter", lambda *_, **__: made.append("graph"))
     wide: Any = SimpleNamespace(config=SimpleNamespace(hidden_dim=1152))
-    monkeypatch.setattr("foresight.runtime.persistent.load_persistent_kernel", _refuses)
     with pytest.raises(ValueError, match="hidden_dim 1152: the kernels are proven up to 512"):
         prepare(wide, "cuda", torch.bfloat16)
     prepare(wide, "cuda", torch.bfloat16, path="graph")
     assert made == ["graph"]
-
-
-def _refuses(*_: object) -> None:
-    raise ValueError("too wide")
 
 
 def test_it_refuses_an_adapter_without_a_packed_form() -> None:
