@@ -158,7 +158,8 @@ def test_an_upload_stops_at_the_servers_limit(announced: bool, server: Callable[
     client = Client(server(clip=replace(UNTRUSTED, max_bytes=2**16)).port)
     upload = client.upload(2**26, announced=announced)
     assert upload.status == 413
-    assert 0 < upload.sent < 2**26
+    # A body whose length is announced may be refused before a byte of it is sent.
+    assert (0 if announced else 1) <= upload.sent < 2**26
 
 
 def test_a_command_that_does_not_listen_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
