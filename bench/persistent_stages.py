@@ -25,8 +25,8 @@ _DTYPE = torch.bfloat16
 _CONTEXT = {
     1: "encoders' projections",
     3: "context",
-    4: "keys and values",
     5: "second barrier",
+    4: "keys and values",
     6: "third barrier",
 }
 _KINDS = ("qkv", "self-attention", "self out", "query", "cross-attention", "cross out", "up", "down")
