@@ -16,7 +16,7 @@ from foresight.kernels.persistent_kernel import PersistentKernel
 from foresight.kernels.persistent_launch import PersistentLaunch
 from foresight.runtime.capture import current_stream
 from foresight.runtime.input_buffer import InputBuffer
-from foresight.runtime.prepared import PreparedReport
+from foresight.runtime.prepared import PreparedReport, megabytes
 from foresight.runtime.replicated import Bucket, Grids, ReplicatedAdapter
 
 __all__ = ["PersistentAdapter", "load_persistent_kernel", "persistent_shape"]
@@ -148,8 +148,8 @@ class PersistentAdapter(ReplicatedAdapter):
     def report(self) -> PreparedReport:
         """What this adapter uses, the rearranged weights too."""
         report = super().report()
-        more = sum(x.numel() * x.element_size() for x in self.kernel.parameters.tensors())
-        return replace(report, weights_mb=report.weights_mb + more / 1e6)
+        more = megabytes(self.kernel.parameters.tensors())
+        return replace(report, weights_mb=report.weights_mb + more)
 
     def _make_replica(self) -> Sequence[Bucket]:
         return [_PersistentBucket(self, tokens) for tokens in self.buckets]

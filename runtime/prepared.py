@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from foresight.adapters import Adapter, AdapterConfig, Grid
 from foresight.adapters.packing import pack_adapter
 
-__all__ = ["MAX_CONTEXT", "KernelPath", "PreparedAdapter", "PreparedReport", "prepare"]
+__all__ = ["MAX_CONTEXT", "KernelPath", "PreparedAdapter", "PreparedReport", "megabytes", "prepare"]
 
 MAX_CONTEXT, MAX_BATCH = 4096, 8
 # Wider adapters' Triton kernels have not passed their parity test on a GPU.
@@ -40,6 +40,11 @@ class PreparedReport:
     replicas: int
     weights_mb: float
     buffers_mb: float
+
+
+def megabytes(tensors: Iterable[Tensor]) -> float:
+    """What tensors take, in MB (10^6)."""
+    return sum(x.nbytes for x in tensors) / 1e6
 
 
 class PreparedAdapter(ABC):

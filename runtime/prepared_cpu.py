@@ -10,7 +10,7 @@ from torch import Tensor
 from foresight.adapters import Adapter, AdapterBody, Grid
 from foresight.adapters.packing import PackedAdapter, positions_table
 from foresight.kernels import onednn, reference
-from foresight.runtime.prepared import PreparedAdapter, PreparedReport
+from foresight.runtime.prepared import PreparedAdapter, PreparedReport, megabytes
 
 __all__ = ["CpuPreparedAdapter"]
 
@@ -66,7 +66,6 @@ class CpuPreparedAdapter(PreparedAdapter):
 
     def report(self) -> PreparedReport:
         """What this adapter uses, in memory too."""
-        weights = sum(x.numel() * x.element_size() for x in self.packed.tensors())
         return PreparedReport(
             path="packed weights, oneDNN" if self._kernels is onednn else "packed weights, PyTorch",
             device="cpu",
@@ -74,6 +73,6 @@ class CpuPreparedAdapter(PreparedAdapter):
             batch=0,
             buckets=(),
             replicas=1,
-            weights_mb=weights / 1e6,
+            weights_mb=megabytes(self.packed.tensors()),
             buffers_mb=0.0,
         )

@@ -15,7 +15,7 @@ from foresight.adapters.packing import PackedAdapter, positions_table
 from foresight.runtime.capture import current_stream, reserved_bytes
 from foresight.runtime.device_copy import DeviceCopy
 from foresight.runtime.input_buffer import InputBuffer
-from foresight.runtime.prepared import PreparedAdapter, PreparedReport
+from foresight.runtime.prepared import PreparedAdapter, PreparedReport, megabytes
 
 __all__ = ["Bucket", "Grids", "ReplicatedAdapter"]
 
@@ -142,7 +142,6 @@ class ReplicatedAdapter(PreparedAdapter):
 
     def report(self) -> PreparedReport:
         """What this adapter uses, in memory too."""
-        weights = sum(x.numel() * x.element_size() for x in self.packed.tensors())
         return PreparedReport(
             path=self.path,
             device=str(self.device),
@@ -150,7 +149,7 @@ class ReplicatedAdapter(PreparedAdapter):
             batch=self.batch,
             buckets=self.buckets,
             replicas=len(self._replicas),
-            weights_mb=weights / 1e6,
+            weights_mb=megabytes(self.packed.tensors()),
             buffers_mb=self._reserved / 1e6,
         )
 
