@@ -34,9 +34,8 @@ from foresight.runtime.backend_weights import EagerBackend, FusedBackend, fused_
 __all__ = ["check_plan_device", "first_that_runs", "open_backend"]
 
 _LOG = logging.getLogger(__name__)
-# On a CPU as measured with threads that wait as the commands' do (bench/backends.py). On a GPU the fused graph was
-# measured against eager alone; around it, until it is measured there, by what they do: a plan was tuned for that GPU, a
-# package starts the same kernels one by one.
+# As measured (bench/backends.py), on a CPU with threads that wait as the commands' do. TensorRT is not measured; its
+# plan was tuned for that GPU.
 _ORDER: Mapping[str, tuple[BackendName, ...]] = {
     "cuda": ("tensorrt", "fused", "aoti", "eager"),
     "cpu": ("aoti", "onnx", "fused", "eager"),
