@@ -145,13 +145,12 @@ class PersistentShape:
         h, widest = self.hidden_dim, max(self.hidden_dim, self.ff_dim)
         narrow, wide = self._units(h), max(map(self._units, self._wide_widths))
         regions = 16 * (max(narrow * widest, wide * h) + max(narrow, wide) * h)
-        staging = max(16 * 2 * widest, 8 * 16 * 88 * 4)
-        return max(4 * (_TILE + self.columns) * 128, regions) + staging + 1024 + 2 * 8
+        return max(7 * (_TILE + self.columns) * 128, regions + 8 * 16 * 88 * 4) + 1024 + 2 * 8
 
     @cached_property
     def exchange_elements(self) -> int:
         """Elements of one of the two sets of buffers through which blocks exchange results."""
-        wide = (8 + self.splits) * self.hidden_dim + self.ff_dim + 8 * self.num_heads
+        wide = (9 + self.splits) * self.hidden_dim + self.ff_dim + 8 * self.num_heads
         return self.num_layers * self.rows * wide
 
     def _units(self, width: int) -> int:

@@ -10,6 +10,13 @@ DEVICE void prefetch_weights(const Parameters& p) {
   if (first < size) prefetch(p.products[step].weight + first, 2 * min(piece, size - first));
 }
 
+// What the next launch is to write.
+DEVICE void clear(Element* exchange) {
+  uint4* words = (uint4*)exchange;
+  for (int i = block_index() * THREADS + thread_index(); i < EXCHANGE / 8; i += GRID * THREADS)
+    words[i] = make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_constant__ Parameters p) {
   SHARED(shared);
   int thread = thread_index(), lane = thread & 31, block = block_index();
@@ -17,9 +24,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   // Of the launches before this one each left 3 GRID arrivals; those of this one are fewer until this block arrives.
   unsigned long long launch = arrived(p.counter) / (3 * GRID), target = launch * 3 * GRID;
   Element* exchange = p.exchange + (launch & 1) * EXCHANGE;
-  uint4* other = (uint4*)(p.exchange + (~launch & 1) * EXCHANGE);
-  for (int i = block * THREADS + thread; i < EXCHANGE / 8; i += GRID * THREADS)
-    other[i] = make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN);
   if (thread < 2) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread);
   stamp(p.stamps, 0);
   Chain chain = {p, at, shared, exchange, {0, 0}, 0};
@@ -28,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
     int tiles = phase ? context_tiles(p) : projection_tiles(p);
 #pragma unroll 1
     for (int item = block; item < tiles; item += GRID)
-      multiply_tile(at, shared, phase ? context_tile(p, item) : projection_tile(p, item), [&] {
+      multiply_tile(at, shared, phase ? context_tile(p, item) : projection_tile(p, item), phase && item == block, [&] {
         if (phase == 0 && item == block) prefetch_weights(p);
       });
     stamp(p.stamps, 1 + 3 * phase);
@@ -36,7 +40,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
       int first = at.warp * GRID + block;
 #pragma unroll 1
       for (int token = first; token == first || token < p.vlm_tokens + p.dino_tokens; token += GRID * WARPS)
-        finish(p, at, token, [&] { if (token == first) wait_for_all(p.counter, target + GRID, [] {}); });
+        finish(p, at, token, [&] {
+          if (token == first) wait_for_all(p.counter, target + GRID, [&] {
+            if (block < context_tiles(p)) load_weights_ahead(at, shared, context_tile(p, block));
+            clear(p.exchange + (~launch & 1) * EXCHANGE);
+          });
+        });
       stamp(p.stamps, 3);
     }
     wait_for_all(p.counter, target + (2 + phase) * GRID, [&] {

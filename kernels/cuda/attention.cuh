@@ -78,8 +78,8 @@ DEVICE void attend(const Place& at, unsigned char* shared, const Element* query,
   // Every warp's part: largest score, sum and mixture, where the product before this may still be read.
   block_sync();
   constexpr int STRIDE = 72;
-  float2* heads = (float2*)(shared + TRIM_AT);
-  float* mixtures = (float*)(shared + STAGING_AT);
+  float2* heads = (float2*)(shared + SUMS_AT);
+  float* mixtures = (float*)(shared + SLICES_AT);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int row = at.warp * 16 + at.group + half * 8;
@@ -112,4 +112,50 @@ DEVICE void attend(const Place& at, unsigned char* shared, const Element* query,
   }
   // The next step writes where this one still reads.
   block_sync();
+}
+
+// Eight places of a row of an attention, of its parts over the context and their logs.
+DEVICE uint4 merge(const uint4 (&parts)[SPLITS], uint4 log) {
+  const uint32_t logs[4] = {log.x, log.y, log.z, log.w};
+  float largest = EMPTY, total = 0, share[SPLITS];
+#pragma unroll
+  for (int s = 0; s < SPLITS; s++) largest = fmaxf(largest, __uint_as_float(logs[s]));
+#pragma unroll
+  for (int s = 0; s < SPLITS; s++) total += share[s] = power_of_two(__uint_as_float(logs[s]) - largest);
+  float scale = reciprocal(total);
+  uint32_t merged[4];
+#pragma unroll
+  for (int word = 0; word < 4; word++) {
+    float x = 0, y = 0;
+#pragma unroll
+    for (int s = 0; s < SPLITS; s++) {
+      const uint32_t pairs[4] = {parts[s].x, parts[s].y, parts[s].z, parts[s].w};
+      float2 pair = unpack(pairs[word]);
+      x += share[s] * pair.x;
+      y += share[s] * pair.y;
+    }
+    merged[word] = pack(x * scale, y * scale);
+  }
+  return make_uint4(merged[0], merged[1], merged[2], merged[3]);
+}
+
+// Of the parts [SPLITS, ROWS, HIDDEN] of a head, with logs of their sums [ROWS, HEADS, 4], the blocks that made them merge every SPLITS-th
+// eight columns each, so that those who need the result do not all read all parts.
+DEVICE void merge_parts(const Place& at, int split, int head, const Element* parts, const uint32_t* logs, Element* merged) {
+  int row = at.rows + (at.thread >> 3), chunk = at.thread & 7;
+  // Whole warps, which wait together.
+  if (at.thread >= 16 * 8) return;
+  uint4 part[SPLITS], log;
+  await([&] {
+    log = load_fresh(logs + (row * HEADS + head) * 4);
+    uint32_t largest = largest_log(log);
+#pragma unroll
+    for (int s = 0; s < SPLITS; s++) {
+      part[s] = load_fresh(parts + (s * ROWS + row) * HIDDEN + head * HEAD + chunk * 8);
+      largest = max(largest, largest_word(part[s]));
+    }
+    return chunk % SPLITS == split ? largest : 0;
+  });
+  uint4 sum = merge(part, log);
+  if (chunk % SPLITS == split) publish_eight(merged + row * HIDDEN + head * HEAD + chunk * 8, sum);
 }

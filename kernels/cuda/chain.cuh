@@ -7,6 +7,7 @@ DEVICE int width_of(int kind) { return kind == QKV ? 3 * HIDDEN : kind == UP ? F
 DEVICE int input_of(int kind) {
   switch (kind) {
     case SELF_OUT: return MIXED;
+    case CROSS_OUT: return ATTENDED;
     case QUERY_OUT: return AFTER_SELF;
     case UP: return AFTER_CROSS;
     case DOWN: return RAISED;
@@ -37,143 +38,82 @@ struct Units {
 };
 
 // A product's weight lies as its fragments do: [units of 8 rows, blocks of 32 columns, lanes, 8], see fragments() in persistent.py. A block's
-// units are one piece of it, which the first warp asks for.
+// units are one piece of it, for which all warps ask, so that none is late for the next step. Bytes may come before they are expected.
 DEVICE void fetch_weights(const Place& at, const Element* weight, int width, int dim, unsigned char* region, uint64_t* arrival) {
-  if (at.warp > 0) return;
+  if (at.thread & 31) return;
   Units units(at, width);
-  if (at.thread == 0) expect_bytes(arrival, (units.last - units.first) * dim * 16);
-  warp_sync();
-  for (int unit = at.thread; unit < units.last - units.first; unit += 32)
+  if (at.warp == 0) expect_bytes(arrival, (units.last - units.first) * dim * 16);
+  for (int unit = at.warp; unit < units.last - units.first; unit += WARPS)
     copy_bulk(region + unit * dim * 16, weight + (size_t)(units.first + unit) * dim * 8, dim * 16, arrival);
 }
 
-// Where the 16 bytes `chunk` of a row of a product's input lie, as fragments do.
-DEVICE uint4* input_chunk(unsigned char* staging, int row, int chunk) {
-  return (uint4*)staging + ((chunk >> 2) * 2 + (row >> 3)) * 32 + (row & 7) * 4 + (chunk & 3);
-}
-
-// Wait for the block's 16 rows of x [ROWS, dim], and leave them as fragments: sixteen threads a row.
-DEVICE void take(const Place& at, const Element* x, int dim, unsigned char* staging) {
-  constexpr int BATCH = 7;
-  int row = at.thread >> 4, last = dim / 8 - 1;
-  const Element* from = x + (at.rows + row) * dim;
-#pragma unroll 1
-  for (int batch = 0; batch <= last; batch += 16 * BATCH) {
-    int first = batch + (at.thread & 15);
-    uint4 v[BATCH] = {};
-    while (true) {
-      uint32_t largest = 0;
-#pragma unroll
-      for (int i = 0; i < BATCH; i++)
-        if (batch + i * 16 <= last) v[i] = load_fresh(from + min(first + i * 16, last) * 8);
-#pragma unroll
-      for (int i = 0; i < BATCH; i++) largest = max(largest, largest_word(v[i]));
-      if (warp_all(largest != UNWRITTEN)) break;
-      relax();
-    }
-#pragma unroll
-    for (int i = 0; i < BATCH; i++)
-      if (batch + i * 16 <= last) *input_chunk(staging, row, min(first + i * 16, last)) = v[i];
-  }
-}
-
-// As `take`, of an attention whose parts over the context [SPLITS, ROWS, HIDDEN] come with logs of their sums [ROWS, HEADS, 4].
-DEVICE void take_merged(const Place& at, const Element* parts, const uint32_t* logs, unsigned char* staging) {
-  constexpr int CHUNKS = divide_up(HIDDEN / 8, 16);
-  uint4 part[CHUNKS][SPLITS], log[CHUNKS];
-  int row = at.thread >> 4, chunk[CHUNKS];
-#pragma unroll
-  for (int i = 0; i < CHUNKS; i++) chunk[i] = min((at.thread & 15) + i * 16, HIDDEN / 8 - 1);
-  // The logs are little to ask for again and again; the parts are mostly there when they are.
-  while (true) {
+// The block's 16 rows of x [ROWS, DIM] as fragments, once they are written; a warp has every eighth 32 places of the contracted axis.
+template <int DIM, int BLOCKS>
+DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2]) {
+  const Element* from = x + (at.rows + at.group) * DIM + at.warp * 32 + at.quad * 8;
+  await([&] {
     uint32_t largest = 0;
 #pragma unroll
-    for (int i = 0; i < CHUNKS; i++) log[i] = load_fresh(logs + ((at.rows + row) * HEADS + chunk[i] / 8) * 4);
+    for (int i = 0; i < BLOCKS; i++)
+      if (at.warp + i * WARPS < DIM / 32)
 #pragma unroll
-    for (int i = 0; i < CHUNKS; i++) largest = max(largest, largest_log(log[i]));
-    if (warp_all(largest != UNWRITTEN)) break;
-    relax();
-  }
-  while (true) {
-    uint32_t largest = 0;
+        for (int half = 0; half < 2; half++) a[i][half] = load_fresh(from + half * 8 * DIM + i * WARPS * 32);
 #pragma unroll
-    for (int i = 0; i < CHUNKS; i++)
+    for (int i = 0; i < BLOCKS; i++) largest = max(largest, max(largest_word(a[i][0]), largest_word(a[i][1])));
+    return largest;
+  });
+}
+
+// Sums and sums of squares of the warp's places in rows `group` and `group` + 8, in all four lanes of a quad.
+template <int BLOCKS>
+DEVICE void sum_rows(const uint4 (&a)[BLOCKS][2], float2 (&sums)[2]) {
 #pragma unroll
-      for (int s = 0; s < SPLITS; s++) part[i][s] = load_fresh(parts + (s * ROWS + at.rows + row) * HIDDEN + chunk[i] * 8);
+  for (int half = 0; half < 2; half++) {
+    float2 sum = {0, 0};
 #pragma unroll
-    for (int i = 0; i < CHUNKS; i++)
+    for (int i = 0; i < BLOCKS; i++) {
+      const uint32_t words[4] = {a[i][half].x, a[i][half].y, a[i][half].z, a[i][half].w};
 #pragma unroll
-      for (int s = 0; s < SPLITS; s++) largest = max(largest, largest_word(part[i][s]));
-    if (warp_all(largest != UNWRITTEN)) break;
-    relax();
-  }
-#pragma unroll
-  for (int i = 0; i < CHUNKS; i++) {
-    const uint32_t words[4] = {log[i].x, log[i].y, log[i].z, log[i].w};
-    float largest = EMPTY, total = 0, share[SPLITS];
-#pragma unroll
-    for (int s = 0; s < SPLITS; s++) largest = fmaxf(largest, __uint_as_float(words[s]));
-#pragma unroll
-    for (int s = 0; s < SPLITS; s++) total += share[s] = power_of_two(__uint_as_float(words[s]) - largest);
-    float scale = reciprocal(total);
-    uint32_t merged[4];
-#pragma unroll
-    for (int word = 0; word < 4; word++) {
-      float x = 0, y = 0;
-#pragma unroll
-      for (int s = 0; s < SPLITS; s++) {
-        const uint32_t pairs[4] = {part[i][s].x, part[i][s].y, part[i][s].z, part[i][s].w};
-        float2 pair = unpack(pairs[word]);
-        x += share[s] * pair.x;
-        y += share[s] * pair.y;
+      for (int j = 0; j < 4; j++) {
+        float2 pair = unpack(words[j]);
+        sum.x += pair.x + pair.y;
+        sum.y += pair.x * pair.x + pair.y * pair.y;
       }
-      merged[word] = pack(x * scale, y * scale);
     }
-    *input_chunk(staging, row, chunk[i]) = make_uint4(merged[0], merged[1], merged[2], merged[3]);
+    sums[half] = make_float2(quad_sum(sum.x), quad_sum(sum.y));
   }
 }
 
-// Mean and 1 / deviation of a row of HIDDEN, for its sixteen threads.
-DEVICE float2 row_statistics(const Place& at, unsigned char* staging) {
+// Mean and 1 / deviation of a row, of the sums [WARPS, 16] that its warps found.
+DEVICE float2 row_statistics(const float2* sums, int row) {
   float2 sum = {0, 0};
-#pragma unroll 1
-  for (int chunk = at.thread & 15; chunk < HIDDEN / 8; chunk += 16) {
-    uint4 v = *input_chunk(staging, at.thread >> 4, chunk);
-    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      float2 pair = unpack(words[i]);
-      sum.x += pair.x + pair.y;
-      sum.y += pair.x * pair.x + pair.y * pair.y;
-    }
-  }
-#pragma unroll
-  for (int mask = 1; mask < 16; mask *= 2) sum.x += warp_exchange(sum.x, mask), sum.y += warp_exchange(sum.y, mask);
+  for (int warp = 0; warp < WARPS; warp++) sum.x += sums[warp * 16 + row].x, sum.y += sums[warp * 16 + row].y;
   float mean = sum.x / HIDDEN;
   return make_float2(mean, inverse_deviation(sum, mean, HIDDEN));
 }
 
-// Leave the sums [WARPS, 16, LINE] of each warp's slice of the contracted axis in the input's place.
+// A warp's part of all units of columns, over its slice of the contracted axis. A block may have a unit less, whose place in the region
+// then holds anything and whose result nobody reads; a place too many of the axis meets zeros. Neither needs a branch.
+template <int DIM, int UNITS, int BLOCKS>
+DEVICE void multiply_rows(const Place& at, const uint4 (&a)[BLOCKS][2], const unsigned char* region, float (&result)[UNITS][4]) {
+#pragma unroll
+  for (int i = 0; i < BLOCKS; i++) {
+    const uint4* weights = (const uint4*)region + min(at.warp + i * WARPS, DIM / 32 - 1) * 32 + (at.thread & 31);
+#pragma unroll
+    for (int unit = 0; unit < UNITS; unit++) multiply_32(result[unit], a[i], weights[unit * DIM]);
+  }
+}
+
+// Leave the warps' parts as [WARPS, 16, LINE].
 template <int UNITS>
-DEVICE void multiply_rows(const Place& at, int units, int dim, unsigned char* staging, const unsigned char* region) {
-  float result[UNITS][4] = {};
-  int lane = at.thread & 31;
-#pragma unroll 1
-  for (int block = at.warp; block < dim / 32; block += WARPS) {
-    const uint4 a[2] = {((const uint4*)staging)[block * 64 + lane], ((const uint4*)staging)[block * 64 + 32 + lane]};
+DEVICE void keep_rows(const Place& at, const float (&result)[UNITS][4], float* parts) {
+  float* own = parts + (at.warp * 16 + at.group) * LINE + at.quad * 2;
 #pragma unroll
-    for (int i = 0; i < UNITS; i++)
-      // A unit too many is computed again, which needs no branch.
-      multiply_32(result[i], a, ((const uint4*)region)[(max(min(i, units - 1), 0) * (dim / 32) + block) * 32 + lane]);
+  for (int unit = 0; unit < UNITS; unit++) {
+    *(float2*)(own + unit * 8) = make_float2(result[unit][0], result[unit][1]);
+    *(float2*)(own + 8 * LINE + unit * 8) = make_float2(result[unit][2], result[unit][3]);
   }
-  block_sync();
-  float* sums = (float*)staging + (at.warp * 16 + at.group) * LINE + at.quad * 2;
-#pragma unroll
-  for (int i = 0; i < UNITS; i++) {
-    *(float2*)(sums + i * 8) = make_float2(result[i][0], result[i][1]);
-    *(float2*)(sums + 8 * LINE + i * 8) = make_float2(result[i][2], result[i][3]);
-  }
-  block_sync();
 }
 
 // The error function within 1.5e-7: Abramowitz and Stegun, 7.1.26.
@@ -209,68 +149,101 @@ struct Chain {
   }
 
   // A product, with the norm before it and GELU or the residual after it. It writes the next step's input: for QKV queries and keys
-  // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; behind the last layer a part of the output.
+  // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; behind the last layer all parts of the output, one after the other.
+  template <int DIM, int UNITS>
   DEVICE void product(int step, int kind, Element* own) {
+    constexpr int BLOCKS = divide_up(DIM / 32, WARPS), PASSES = divide_up(UNITS, 4);
     bool norm = kind != CROSS_OUT && kind != SELF_OUT && kind != DOWN;
-    int dim = kind == DOWN ? FF : HIDDEN, width = width_of(kind);
-    Units units(at, width);
-    unsigned char* staging = shared + STAGING_AT;
-    // Asked for ahead, a column a thread.
-    const Linear& linear = p.products[step];
-    int column = units.first * 8 + at.thread;
-    float bias = 0, sum = 0;
-    if (column < units.last * 8) {
-      bias = linear.bias[column];
-      if (norm) sum = linear.sums[column];
-    }
-    // What the product before this has left there was read by all.
-    block_sync();
-    if (kind == CROSS_OUT) take_merged(at, own + PARTS, (const uint32_t*)(own + LOGS), staging);
-    else take(at, own + input_of(kind), dim, staging);
-    float2 *trim = (float2*)(shared + TRIM_AT), statistics = make_float2(0, 1);
-    if (column < units.last * 8) trim[at.thread] = make_float2(bias, sum);
-    if (norm) statistics = row_statistics(at, staging);
+    Units units(at, width_of(kind));
+    float* parts = (float*)(shared + SLICES_AT);
+    float2* row_sums = (float2*)(shared + SUMS_AT);
+    uint4 a[BLOCKS][2] = {};
+    float2 bias[PASSES], column_sums[PASSES];
+    load_columns(p.products[step], units, norm, bias, column_sums);
+    take<DIM>(at, own + input_of(kind), a);
     stamp(p.stamps, 6 + 2 * step);
-    block_sync();
-    wait_for_bytes(arrival(), turn >> 1 & 1);
-    int count = units.last - units.first;
-    if (width == HIDDEN) multiply_rows<NARROW>(at, count, dim, staging, region());
-    else multiply_rows<WIDE>(at, count, dim, staging, region());
+    while (true) {
+      float result[UNITS][4] = {};
+      wait_for_bytes(arrival(), turn >> 1 & 1);
+      multiply_rows<DIM>(at, a, region(), result);
+      float2 sums[2] = {};
+      if (norm) sum_rows(a, sums);
+      // What the step before this has left there was read by all.
+      block_sync();
+      if (norm && at.quad < 2) row_sums[at.warp * 16 + at.group + at.quad * 8] = at.quad ? sums[1] : sums[0];
+      keep_rows(at, result, parts);
+      block_sync();
+      float2 statistics = norm ? row_statistics(row_sums, at.thread >> 4) : make_float2(0, 1);
+      finish_columns(step, kind, own, units, statistics, bias, column_sums, parts);
+      fetch(next_product(next_product(step)));
+      turn++;
+      stamp(p.stamps, 7 + 2 * step);
+      if (kind != KINDS || ++step == LAST_STEP) return;
+      load_columns(p.products[step], units, norm, bias, column_sums);
+    }
+  }
 
-    int row = at.rows + (at.thread >> 4);
-#pragma unroll 1
-    for (int inside = (at.thread & 15) * 2; (inside & ~31) < count * 8; inside += 32) {
-      const float* sums = (const float*)staging + (at.thread >> 4) * LINE + inside;
-      float x = 0, y = 0;
+  // What is added to this thread's columns, two in every 32, and what the norm takes from them.
+  template <int PASSES>
+  DEVICE void load_columns(const Linear& linear, const Units& units, bool norm, float2 (&bias)[PASSES], float2 (&sums)[PASSES]) {
+#pragma unroll
+    for (int pass = 0; pass < PASSES; pass++) {
+      int column = units.first * 8 + pass * 32 + (at.thread & 15) * 2;
+      bias[pass] = sums[pass] = make_float2(0, 0);
+      if (column < units.last * 8) {
+        bias[pass] = *(const float2*)(linear.bias + column);
+        if (norm) sums[pass] = *(const float2*)(linear.sums + column);
+      }
+    }
+  }
+
+  // Add the warps' parts of two in every 32 columns of a row, sixteen threads a row, and write what becomes of them. Columns beyond the
+  // block's are computed from anything and dropped, so that all are under way at once.
+  template <int PASSES>
+  DEVICE void finish_columns(int step, int kind, Element* own, const Units& units, float2 statistics, const float2 (&bias)[PASSES],
+                             const float2 (&column_sums)[PASSES], const float* parts) {
+    const float* from = parts + (at.thread >> 4) * LINE + (at.thread & 15) * 2;
+    float2 value[PASSES];
+#pragma unroll
+    for (int pass = 0; pass < PASSES; pass++) {
+      float2 sum = {0, 0};
 #pragma unroll
       for (int slice = 0; slice < WARPS; slice++) {
-        float2 part = *(const float2*)(sums + slice * 16 * LINE);
-        x += part.x;
-        y += part.y;
+        float2 part = *(const float2*)(from + slice * 16 * LINE + pass * 32);
+        sum.x += part.x;
+        sum.y += part.y;
       }
-      float2 left = trim[inside], right = trim[inside + 1];
-      x = statistics.y * (x - statistics.x * left.y) + left.x;
-      y = statistics.y * (y - statistics.x * right.y) + right.x;
-      if (kind == UP) x = gelu(x), y = gelu(y);
-      if (!norm) x = residual.x += x, y = residual.y += y;
-      int to_column = units.first * 8 + inside;
-      uint32_t pair = pack(x, y);
-      Element* to = own + output_of(kind) + row * (kind == QKV ? 2 * HIDDEN : width) + to_column;
-      if (kind == KINDS) to = p.output + (step - OUT_STEP) * width + row * OUT + to_column;
-      if (kind == QKV) {
-        // Two rows of a column lie side by side among the values; the next row's thread is 16 lanes away.
-        bool odd = row & 1;
-        float other = warp_exchange(odd ? x : y, 16);
-        if (to_column >= 2 * HIDDEN) {
-          to = own + VALUES + (to_column - 2 * HIDDEN + odd) * ROWS + row - odd;
-          pair = odd ? pack(other, y) : pack(x, other);
-        }
-      }
-      if (inside < count * 8 && (kind != KINDS || row < QUERIES)) publish(to, pair);
+      value[pass].x = statistics.y * (sum.x - statistics.x * column_sums[pass].x) + bias[pass].x;
+      value[pass].y = statistics.y * (sum.y - statistics.x * column_sums[pass].y) + bias[pass].y;
     }
-    fetch(next_product(next_product(step)));
-    turn++;
-    stamp(p.stamps, 7 + 2 * step);
+    if (kind == UP)
+#pragma unroll
+      for (int pass = 0; pass < PASSES; pass++) value[pass] = make_float2(gelu(value[pass].x), gelu(value[pass].y));
+    // What ends in HIDDEN columns and has no norm has a residual, of one pass.
+    if (kind == CROSS_OUT || kind == SELF_OUT || kind == DOWN) {
+      residual = make_float2(residual.x + value[0].x, residual.y + value[0].y);
+      value[0] = residual;
+    }
+#pragma unroll
+    for (int pass = 0; pass < PASSES; pass++) write_columns(step, kind, own, units, pass * 32 + (at.thread & 15) * 2, value[pass]);
+  }
+
+  // Write two columns of a row, the first of them `inside` the block's.
+  DEVICE void write_columns(int step, int kind, Element* own, const Units& units, int inside, float2 value) {
+    int row = at.rows + (at.thread >> 4), width = width_of(kind), column = units.first * 8 + inside;
+    uint32_t pair = pack(value.x, value.y);
+    Element* to = own + output_of(kind) + row * (kind == QKV ? 2 * HIDDEN : width) + column;
+    if (kind == KINDS) to = p.output + (step - OUT_STEP) * width + row * OUT + column;
+    if (kind == QKV) {
+      // Two rows of a column lie side by side among the values; the next row's thread is 16 lanes away.
+      bool odd = row & 1;
+      float other = warp_exchange(odd ? value.x : value.y, 16);
+      if (column >= 2 * HIDDEN) {
+        to = own + VALUES + (column - 2 * HIDDEN + odd) * ROWS + row - odd;
+        pair = odd ? pack(other, value.y) : pack(value.x, other);
+      }
+    }
+    if (column < units.last * 8 && (kind != KINDS || row < QUERIES)) publish(to, pair);
   }
 
   DEVICE void attend_in(int kind, int layer) {
@@ -287,6 +260,7 @@ struct Chain {
     attend(at, shared, query + head * HEAD, self ? 2 * HIDDEN : HIDDEN, keys + head * HEAD, self ? 2 * HIDDEN : HIDDEN, values,
            self ? ROWS : padded, first, last, self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded, self,
            own + (self ? MIXED : PARTS + split * ROWS * HIDDEN) + head * HEAD, self ? nullptr : (float*)(own + LOGS) + head * 4 + split);
+    if (!self) merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
   }
 
   DEVICE void run() {
@@ -297,7 +271,12 @@ struct Chain {
         attend_in(kind, layer);
         stamp(p.stamps, 7 + 2 * step);
       } else {
-        product(step, kind, exchange + layer * LAYER_EXCHANGE);
+        Element* own = exchange + layer * LAYER_EXCHANGE;
+        if (kind == DOWN) product<FF, NARROW>(step, kind, own);
+        else if (width_of(kind) == HIDDEN) product<HIDDEN, NARROW>(step, kind, own);
+        else product<HIDDEN, WIDE>(step, kind, own);
+        // The output's parts come together.
+        if (kind == KINDS) return;
       }
     }
   }

@@ -67,25 +67,38 @@ DEVICE void keep_elements(const Place& at, unsigned char* shared, const Tile& ti
   block_sync();
 }
 
-DEVICE void load_stage(const Place& at, unsigned char* shared, const Tile& tile, int step) {
-  unsigned char* stage = shared + step % STAGES * STAGE_BYTES;
-  int start = tile.first + step * 64;
-  if (start < tile.last) {
-    int chunk = at.thread & 7, place = start + chunk * 8;
+// Ask for 64 places, from that of `step` on, of COUNT rows of a tile's operand; rows from `rows` on are zeros.
+template <int COUNT>
+DEVICE void load_rows(const Place& at, unsigned char* target, const Tile& tile, int step, const Element* operand, int rows) {
+  int chunk = at.thread & 7, place = tile.first + step * 64 + chunk * 8;
 #pragma unroll
-    for (int i = 0; i < divide_up((128 + COLUMNS) * 8, THREADS); i++) {
-      int row = (at.thread >> 3) + i * (THREADS / 8);
-      if (row >= 128 + COLUMNS) break;
-      bool valid = place < tile.last && (row >= 128 || row < tile.a_rows);
-      const Element* from = row < 128 ? tile.a + (size_t)row * tile.dim : tile.b + (size_t)(row - 128) * tile.dim;
-      copy_async(staged(stage, row, chunk), valid ? from + place : tile.b, valid);
-    }
+  for (int i = 0; i < divide_up(COUNT * 8, THREADS); i++) {
+    int row = (at.thread >> 3) + i * (THREADS / 8);
+    if (row >= COUNT) break;
+    bool valid = place < tile.last && row < rows;
+    copy_async(staged(target, row, chunk), valid ? operand + (size_t)row * tile.dim + place : tile.b, valid);
   }
-  copy_commit();
 }
 
+DEVICE unsigned char* stage_of(unsigned char* shared, int step) { return shared + step % STAGES * STAGE_BYTES; }
+
+DEVICE void load_input(const Place& at, unsigned char* shared, const Tile& tile, int step) {
+  if (tile.first + step * 64 < tile.last) load_rows<128>(at, stage_of(shared, step), tile, step, tile.a, tile.a_rows);
+}
+
+DEVICE void load_weights(const Place& at, unsigned char* shared, const Tile& tile, int step) {
+  if (tile.first + step * 64 < tile.last) load_rows<COLUMNS>(at, stage_of(shared, step) + 128 * 128, tile, step, tile.b, COLUMNS);
+}
+
+// The weights of a tile's first stages, which need not wait for what makes its input.
+DEVICE void load_weights_ahead(const Place& at, unsigned char* shared, const Tile& tile) {
+#pragma unroll 1
+  for (int step = 0; step < STAGES - 1; step++) load_weights(at, shared, tile, step);
+}
+
+// `ahead` says that `load_weights_ahead` was called.
 template <typename Meanwhile>
-DEVICE void multiply_tile(const Place& at, unsigned char* shared, const Tile& tile, Meanwhile meanwhile) {
+DEVICE void multiply_tile(const Place& at, unsigned char* shared, const Tile& tile, bool ahead, Meanwhile meanwhile) {
   int row = at.warp * 16 + at.group, column = at.quad * 2;
   float sums[COLUMNS / 8][4] = {}, total = 0, squares = 0;
   float2 bias[COLUMNS / 8] = {};
@@ -93,15 +106,21 @@ DEVICE void multiply_tile(const Place& at, unsigned char* shared, const Tile& ti
 #pragma unroll
     for (int i = 0; i < COLUMNS / 8; i++) bias[i] = *(const float2*)(tile.bias + column + i * 8);
 #pragma unroll 1
-  for (int step = 0; step < STAGES - 1; step++) load_stage(at, shared, tile, step);
+  for (int step = 0; step < STAGES - 1; step++) {
+    if (!ahead) load_weights(at, shared, tile, step);
+    load_input(at, shared, tile, step);
+    copy_commit();
+  }
   meanwhile();
 #pragma unroll 1
   for (int step = 0; tile.first + step * 64 < tile.last; step++) {
     copy_wait<STAGES - 2>();
     publish_stage();
     block_sync();
-    load_stage(at, shared, tile, step + STAGES - 1);
-    unsigned char* stage = shared + step % STAGES * STAGE_BYTES;
+    load_weights(at, shared, tile, step + STAGES - 1);
+    load_input(at, shared, tile, step + STAGES - 1);
+    copy_commit();
+    unsigned char* stage = stage_of(shared, step);
     multiply_stage(sums, stage + at.warp / 4 * 64 * 128, stage + 128 * 128);
     // Meanwhile two threads take the statistics of a row.
     if (tile.statistics)

@@ -6,10 +6,9 @@
 // a result is written over a pattern that no result has (UNWRITTEN), and whoever needs it reads until the pattern is
 // gone. There are two sets of such buffers; a launch uses one and clears the other for the launch after it.
 //
-// One routine does all products of the chain and loops are rarely unrolled, which keeps the code small; it is not quicker for it.
-//
 // Fragments are 16 bytes a lane: the contracted axis may be permuted at will as long as both sides are, so that in every 32 of its places
-// lane t of a quad holds places 8 t to 8 t + 7. Weights of the chain lie in memory in that order and come two products ahead.
+// lane t of a quad holds places 8 t to 8 t + 7. A warp reads its slice of a product's input from the cache in that order, straight into
+// registers; weights of the chain lie in memory in that order and come two products ahead.
 
 constexpr int THREADS = 256, WARPS = 8, HEAD = 64;
 constexpr int ROW_TILES = (QUERIES + 15) / 16, ROWS = 16 * ROW_TILES, GROUPS = GRID / ROW_TILES;
@@ -46,7 +45,7 @@ struct Parameters {
 // Elements of a layer's exchange buffers.
 constexpr int QUERY_KEYS = 0, VALUES = QUERY_KEYS + 2 * ROWS * HIDDEN, MIXED = VALUES + ROWS * HIDDEN;
 constexpr int AFTER_SELF = MIXED + ROWS * HIDDEN, QUERY = AFTER_SELF + ROWS * HIDDEN, PARTS = QUERY + ROWS * HIDDEN;
-constexpr int AFTER_CROSS = PARTS + SPLITS * ROWS * HIDDEN, RAISED = AFTER_CROSS + ROWS * HIDDEN;
+constexpr int ATTENDED = PARTS + SPLITS * ROWS * HIDDEN, AFTER_CROSS = ATTENDED + ROWS * HIDDEN, RAISED = AFTER_CROSS + ROWS * HIDDEN;
 constexpr int AFTER_FF = RAISED + ROWS * FF, LOGS = AFTER_FF + ROWS * HIDDEN;
 constexpr int LAYER_EXCHANGE = LOGS + 2 * 4 * ROWS * HEADS, EXCHANGE = LAYERS * LAYER_EXCHANGE;
 
@@ -59,13 +58,13 @@ __host__ __device__ constexpr int block_units(int width) { return divide_up(widt
 constexpr int NARROW = block_units(HIDDEN), WIDE = larger(larger(block_units(3 * HIDDEN), block_units(FF)), block_units(OUT / OUT_PASSES));
 static_assert(NARROW <= 4 && WIDE <= 10, "columns of a block");
 
-// Shared memory: the pipeline of the context's products, later the weights of two products of the chain; the chain's input, then sums
-// of eight slices of the contracted axis; what is added to the columns.
-constexpr int STAGES = 4, STAGE_BYTES = (128 + COLUMNS) * 128, LINE = 88;
+// Shared memory: the pipeline of the context's products; later the weights of two products of the chain, and what its eight warps made of
+// their slices of the contracted axis; what they found of each row.
+constexpr int STAGES = 7, STAGE_BYTES = (128 + COLUMNS) * 128, LINE = 88;
 constexpr int EVEN_REGION = 16 * larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), ODD_REGION = 16 * larger(NARROW, WIDE) * HIDDEN;
-constexpr int STAGING_AT = larger(STAGES * STAGE_BYTES, EVEN_REGION + ODD_REGION);
-constexpr int TRIM_AT = STAGING_AT + larger(16 * 2 * larger(HIDDEN, FF), WARPS * 16 * LINE * 4);
-constexpr int ARRIVALS_AT = TRIM_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 2 * 8;
+constexpr int SLICES_AT = EVEN_REGION + ODD_REGION;
+constexpr int SUMS_AT = larger(STAGES * STAGE_BYTES, SLICES_AT + WARPS * 16 * LINE * 4);
+constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 2 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE, "kernels/persistent.py");
 
 struct Place {
@@ -77,6 +76,12 @@ struct Place {
 DEVICE uint32_t largest_word(uint4 v) { return max(max(v.x, v.y), max(v.z, v.w)); }
 
 DEVICE uint32_t largest_log(uint4 v) { return max(SPLITS > 0 ? v.x : 0, max(SPLITS > 1 ? v.y : 0, SPLITS > 2 ? v.z : 0)); }
+
+// Ask again and again for what others write, until all lanes of the warp have it: `load` asks, and returns the largest word.
+template <typename Load>
+DEVICE void await(Load load) {
+  while (!warp_all(load() != UNWRITTEN)) relax();
+}
 
 DEVICE float quad_sum(float x) {
   x += warp_exchange(x, 1);

@@ -217,6 +217,7 @@ inline void wait_for_bytes(uint64_t*, int) { block_sync(); }
 inline void warp_sync() { emulation::meet(emulation::warp().meeting, 32); }
 inline uint4 load_fresh(const void* from) { uint4 v; std::memcpy(&v, from, 16); return v; }
 inline void publish(void* to, uint32_t word) { std::memcpy(to, &word, 4); }
+inline void publish_eight(void* to, uint4 words) { std::memcpy(to, &words, 16); }
 inline void arrive(unsigned long long* counter) { ++*counter; }
 inline unsigned long long arrived(const unsigned long long* counter) { return *counter; }
 inline void relax() { emulation::yield(); }
