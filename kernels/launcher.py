@@ -11,9 +11,9 @@ from torch.nn import Parameter
 
 from foresight.kernels.launch import Launch
 
-__all__ = ["padded", "start"]
+__all__ = ["INTERPRETED", "padded", "start"]
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def padded(size: int, least: int = 16) -> int:
@@ -36,7 +36,7 @@ def start(
     waits no more, 0: not at all); it waits for that one's results itself.
     The first kernel of a chain, which waits for nothing, is launched the plain way: `waits` is false.
     """
-    if _INTERPRETED:
+    if INTERPRETED:
         kernel[grid](*arguments, **constants, PROGRAMMATIC=0)
         return
     # A traced launch keeps no attributes, and the compiled artefact would drop them.

@@ -19,11 +19,14 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from foresight.kernels.epilogue import end_tile, launch_sum, load_residual
 from foresight.kernels.launch import Launch
-from foresight.kernels.launcher import start
+from foresight.kernels.launcher import INTERPRETED, start
 from foresight.kernels.prefetch import prefetch_tile
 from foresight.kernels.reference import EPS
 
 __all__ = ["launch_linear"]
+
+# The interpreter knows no assembly.
+_COMPILED: tl.constexpr = tl.constexpr(not INTERPRETED)
 
 
 @triton.jit
@@ -99,6 +102,11 @@ def _multiply(
             values += part
             squares += part * part
         result = tl.dot(a, w, result, input_precision="ieee")
+        if NORM and _COMPILED:
+            # Triton (3.6 and 3.8) leaves each step's wgmma running into the next one, but gives a tile that registers
+            # read too no buffer to spare for that: the copy ahead would overwrite what the wgmma still reads. A use of
+            # the result in the loop, of no instructions, makes each step wait for its own product.
+            result = tl.inline_asm_elementwise("", "=r,0", [result], dtype=tl.float32, is_pure=True, pack=1)
     return result, values, squares
 
 
