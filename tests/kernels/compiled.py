@@ -17,7 +17,7 @@ from triton.runtime import driver
 
 from foresight.kernels import launcher
 
-__all__ = ["Compiled", "Usage", "compiling", "pretended_device", "resource_usage"]
+__all__ = ["Compiled", "Usage", "compiling", "overwritten_tiles", "pretended_device", "resource_usage"]
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -45,6 +45,7 @@ class Compiled:
     registers: int
     stack: int
     shared: int
+    ttgir: str
     ptx: str
 
 
@@ -104,6 +105,34 @@ def resource_usage(code: bytes) -> Usage:
     return Usage(registers=registers, stack=stack, shared=shared)
 
 
+def overwritten_tiles(ttgir: str) -> list[str]:
+    """Rings of tiles in shared memory of which one may be filled again while an asynchronous product still reads it.
+
+    A loop copies as many steps ahead as were copied before it. A product that no wait ends before the loop's copy
+    needs one tile more than that.
+    """
+    views = dict(re.findall(r"(%\w+) = ttg\.memdesc_index (%\w+)\[", ttgir))
+    # The other operand of a product may lie in registers, or be a transposed view.
+    views |= dict(re.findall(r"(%\w+) = ttg\.memdesc_trans (%\w+) ", ttgir))
+
+    def ring(name: str) -> str:
+        while name in views:
+            name = views[name]
+        return name
+
+    sizes = dict(re.findall(r"(%\w+) = ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x", ttgir))
+    copies = [ring(name) for name in re.findall(r"ttg\.async_copy_global_to_local %\w+, (%\w+) ", ttgir)]
+    found = []
+    for product in re.finditer(r"ttng\.warp_group_dot (%\w+), (%\w+), ", ttgir):
+        before_copy = re.split(
+            r"ttg\.async_copy_global_to_local|scf\.yield", ttgir[product.end() :], maxsplit=1
+        )[0]
+        running = "pendings = 0" not in before_copy
+        rings = [name for name in map(ring, product.groups()) if name in copies]
+        found += [name for name in rings if int(sizes[name]) < copies.count(name) - 1 + running]
+    return found
+
+
 def _note(kernel: Any, compiled: Any, grid: tuple[int, ...]) -> Compiled:
     usage = resource_usage(compiled.asm["cubin"])
     return Compiled(
@@ -113,5 +142,6 @@ def _note(kernel: Any, compiled: Any, grid: tuple[int, ...]) -> Compiled:
         registers=usage.registers,
         stack=usage.stack,
         shared=compiled.metadata.shared,
+        ttgir=compiled.asm["ttgir"],
         ptx=compiled.asm["ptx"],
     )

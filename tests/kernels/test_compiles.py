@@ -12,7 +12,7 @@ from foresight.kernels import KERNELS, find_table
 from .shapes import FULL, Make, Sizes
 
 launches = pytest.importorskip("foresight.kernels.launches", reason="needs Triton")
-from .compiled import Compiled, compiling  # noqa: E402
+from .compiled import Compiled, compiling, overwritten_tiles  # noqa: E402
 
 LARGEST_SHARED_MEMORY = 227 * 1024
 WIDE = Sizes(
@@ -42,6 +42,7 @@ def test_the_shipped_launches_fit_an_h200(sizes: Sizes, count: int) -> None:
     for launch in found:
         assert launch.stack == 0, launch
         assert launch.shared <= LARGEST_SHARED_MEMORY, launch
+        assert not overwritten_tiles(launch.ttgir), launch.kernel
         assert re.search(
             r"ld\.global[\w.:]*\.v4\.b32|cp\.async\.cg[\w.:]* \[[^]]*\], \[[^]]*\], 0x10", launch.ptx
         )
