@@ -26,15 +26,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   Element* exchange = p.exchange + (launch & 1) * EXCHANGE;
   if (thread < 2) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread);
   stamp(p.stamps, 0);
-  Chain chain = {p, at, shared, exchange, {0, 0}, 0};
+  Chain chain = {p, at, shared, exchange, {0, 0}, 0, LAST_STEP};
 #pragma unroll 1
   for (int phase = 0; phase < 2; phase++) {
     int tiles = phase ? context_tiles(p) : projection_tiles(p);
 #pragma unroll 1
     for (int item = block; item < tiles; item += GRID)
-      multiply_tile(at, shared, phase ? context_tile(p, item) : projection_tile(p, item), phase && item == block, [&] {
-        if (phase == 0 && item == block) prefetch_weights(p);
-      });
+      multiply_tile(at, shared, phase ? context_tile(p, item) : projection_tile(p, item), phase && item == block);
     stamp(p.stamps, 1 + 3 * phase);
     if (phase == 0) {
       int first = at.warp * GRID + block;
@@ -44,6 +42,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
           if (token == first) wait_for_all(p.counter, target + GRID, [&] {
             if (block < context_tiles(p)) load_weights_ahead(at, shared, context_tile(p, block));
             clear(p.exchange + (~launch & 1) * EXCHANGE);
+            prefetch_weights(p);
           });
         });
       stamp(p.stamps, 3);
@@ -53,8 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
       // The first two products' weights, one to a region, where the context's tiles were.
       publish_stage();
 #pragma unroll 1
-      for (chain.turn = 0; chain.turn < 2; chain.turn++) chain.fetch(CROSS_OUT + chain.turn);
-      chain.turn = 0;
+      for (int turn = 0; turn < 2; turn++) chain.fetch(CROSS_OUT + turn, turn);
       chain.load_residual();
     });
     stamp(p.stamps, 5 + phase);

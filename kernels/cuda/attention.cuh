@@ -33,7 +33,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, const Element* query,
 #pragma unroll
         for (int tile = 0; tile < 8; tile++) largest = max(largest, max(largest_word(v[tile]), largest_word(k[tile >> 1][tile & 1])));
       first_time = !warp_all(largest != UNWRITTEN);
-      if (first_time) relax();
+      if (first_time) relax(REST);
       if (first_time && growing) load_keys_values();
     }
     float scores[4][4] = {}, higher[2] = {largest[0], largest[1]};
@@ -146,7 +146,7 @@ DEVICE void merge_parts(const Place& at, int split, int head, const Element* par
   // Whole warps, which wait together.
   if (at.thread >= 16 * 8) return;
   uint4 part[SPLITS], log;
-  await([&] {
+  await(0, [&] {
     log = load_fresh(logs + (row * HEADS + head) * 4);
     uint32_t largest = largest_log(log);
 #pragma unroll

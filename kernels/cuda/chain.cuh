@@ -48,16 +48,20 @@ DEVICE void fetch_weights(const Place& at, const Element* weight, int width, int
 }
 
 // The block's 16 rows of x [ROWS, DIM] as fragments, once they are written; a warp has every eighth 32 places of the contracted axis.
-template <int DIM, int BLOCKS>
-DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2]) {
+// `meanwhile` is done while the first answer is on its way.
+template <int DIM, int BLOCKS, typename Meanwhile>
+DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2], Meanwhile meanwhile) {
   const Element* from = x + (at.rows + at.group) * DIM + at.warp * 32 + at.quad * 8;
-  await([&] {
-    uint32_t largest = 0;
+  bool first_time = true;
+  await(REST, [&] {
 #pragma unroll
     for (int i = 0; i < BLOCKS; i++)
       if (at.warp + i * WARPS < DIM / 32)
 #pragma unroll
         for (int half = 0; half < 2; half++) a[i][half] = load_fresh(from + half * 8 * DIM + i * WARPS * 32);
+    if (first_time) meanwhile();
+    first_time = false;
+    uint32_t largest = 0;
 #pragma unroll
     for (int i = 0; i < BLOCKS; i++) largest = max(largest, max(largest_word(a[i][0]), largest_word(a[i][1])));
     return largest;
@@ -131,14 +135,20 @@ struct Chain {
   Element* exchange;
   float2 residual;  // of this thread's columns, where a product has one
   int turn;         // of products; its parity says which region of weights is meant
+  int due;          // the product whose weights are to be asked for, in the region of the product before last
 
-  DEVICE unsigned char* region() const { return shared + (turn & 1) * EVEN_REGION; }
-  DEVICE uint64_t* arrival() const { return (uint64_t*)(shared + ARRIVALS_AT) + (turn & 1); }
+  DEVICE unsigned char* region(int turn) const { return shared + (turn & 1) * EVEN_REGION; }
+  DEVICE uint64_t* arrival(int turn) const { return (uint64_t*)(shared + ARRIVALS_AT) + (turn & 1); }
 
-  DEVICE void fetch(int step) {
+  DEVICE void fetch(int step, int turn) {
     if (step >= LAST_STEP) return;
     int kind = kind_of(step);
-    fetch_weights(at, p.products[step].weight, width_of(kind), kind == DOWN ? FF : HIDDEN, region(), arrival());
+    fetch_weights(at, p.products[step].weight, width_of(kind), kind == DOWN ? FF : HIDDEN, region(turn), arrival(turn));
+  }
+
+  DEVICE void fetch_due() {
+    fetch(due, turn + 1);
+    due = LAST_STEP;
   }
 
   DEVICE void load_residual() {
@@ -160,12 +170,12 @@ struct Chain {
     uint4 a[BLOCKS][2] = {};
     float2 bias[PASSES], column_sums[PASSES];
     load_columns(p.products[step], units, norm, bias, column_sums);
-    take<DIM>(at, own + input_of(kind), a);
+    take<DIM>(at, own + input_of(kind), a, [&] { fetch_due(); });
     stamp(p.stamps, 6 + 2 * step);
     while (true) {
       float result[UNITS][4] = {};
-      wait_for_bytes(arrival(), turn >> 1 & 1);
-      multiply_rows<DIM>(at, a, region(), result);
+      wait_for_bytes(arrival(turn), turn >> 1 & 1);
+      multiply_rows<DIM>(at, a, region(turn), result);
       float2 sums[2] = {};
       if (norm) sum_rows(a, sums);
       // What the step before this has left there was read by all.
@@ -175,10 +185,11 @@ struct Chain {
       block_sync();
       float2 statistics = norm ? row_statistics(row_sums, at.thread >> 4) : make_float2(0, 1);
       finish_columns(step, kind, own, units, statistics, bias, column_sums, parts);
-      fetch(next_product(next_product(step)));
       turn++;
+      due = next_product(next_product(step));
       stamp(p.stamps, 7 + 2 * step);
       if (kind != KINDS || ++step == LAST_STEP) return;
+      fetch_due();
       load_columns(p.products[step], units, norm, bias, column_sums);
     }
   }
@@ -247,6 +258,7 @@ struct Chain {
   }
 
   DEVICE void attend_in(int kind, int layer) {
+    fetch_due();
     Element* own = exchange + layer * LAYER_EXCHANGE;
     int head = at.share % HEADS, split = at.share / HEADS;
     if (split >= (kind == SELF_ATTEND ? 1 : SPLITS)) return;

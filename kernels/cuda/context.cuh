@@ -96,29 +96,32 @@ DEVICE void load_weights_ahead(const Place& at, unsigned char* shared, const Til
   for (int step = 0; step < STAGES - 1; step++) load_weights(at, shared, tile, step);
 }
 
-// `ahead` says that `load_weights_ahead` was called.
-template <typename Meanwhile>
-DEVICE void multiply_tile(const Place& at, unsigned char* shared, const Tile& tile, bool ahead, Meanwhile meanwhile) {
-  int row = at.warp * 16 + at.group, column = at.quad * 2;
+constexpr int SHORT_LEAD = 3;
+
+// `ahead` says that `load_weights_ahead` was called: then all stages are asked for at once, else a few, so as to begin early.
+DEVICE void multiply_tile(const Place& at, unsigned char* shared, const Tile& tile, bool ahead) {
+  int row = at.warp * 16 + at.group, column = at.quad * 2, lead = ahead ? STAGES - 1 : SHORT_LEAD;
   float sums[COLUMNS / 8][4] = {}, total = 0, squares = 0;
   float2 bias[COLUMNS / 8] = {};
   if (tile.bias)
 #pragma unroll
     for (int i = 0; i < COLUMNS / 8; i++) bias[i] = *(const float2*)(tile.bias + column + i * 8);
 #pragma unroll 1
-  for (int step = 0; step < STAGES - 1; step++) {
+  for (int step = 0; step < lead; step++) {
     if (!ahead) load_weights(at, shared, tile, step);
     load_input(at, shared, tile, step);
     copy_commit();
   }
-  meanwhile();
 #pragma unroll 1
   for (int step = 0; tile.first + step * 64 < tile.last; step++) {
-    copy_wait<STAGES - 2>();
+    if (ahead) copy_wait<STAGES - 2>();
+    else copy_wait<SHORT_LEAD - 1>();
     publish_stage();
+    // The longer lead asks for the stage of the step before this, which may still be multiplied.
+    if (ahead && tile.first + (step + lead) * 64 < tile.last) multiplied(sums);
     block_sync();
-    load_weights(at, shared, tile, step + STAGES - 1);
-    load_input(at, shared, tile, step + STAGES - 1);
+    load_weights(at, shared, tile, step + lead);
+    load_input(at, shared, tile, step + lead);
     copy_commit();
     unsigned char* stage = stage_of(shared, step);
     multiply_stage(sums, stage + at.warp / 4 * 64 * 128, stage + 128 * 128);
@@ -135,8 +138,9 @@ DEVICE void multiply_tile(const Place& at, unsigned char* shared, const Tile& ti
           squares += pair.x * pair.x + pair.y * pair.y;
         }
       }
-    multiplied(sums);
+    multiplied_before();
   }
+  multiplied(sums);
   copy_wait<0>();
   block_sync();
   if (tile.parts) keep_parts(tile, row, column, sums);

@@ -17,6 +17,7 @@ constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
 enum Kind { QKV, SELF_ATTEND, SELF_OUT, QUERY_OUT, CROSS_ATTEND, CROSS_OUT, UP, DOWN, KINDS };
 constexpr int OUT_STEP = LAYERS * KINDS, LAST_STEP = OUT_STEP + OUT_PASSES;
 constexpr uint32_t UNWRITTEN = 0xffffffffu;
+constexpr int REST = 100;  // nanoseconds between two looks at a step's input
 constexpr float EPS = 1e-5f, EMPTY = -1e30f, SCORE_SCALE = 1.4426950408889634f / 8;
 
 typedef unsigned short Element;
@@ -77,10 +78,11 @@ DEVICE uint32_t largest_word(uint4 v) { return max(max(v.x, v.y), max(v.z, v.w))
 
 DEVICE uint32_t largest_log(uint4 v) { return max(SPLITS > 0 ? v.x : 0, max(SPLITS > 1 ? v.y : 0, SPLITS > 2 ? v.z : 0)); }
 
-// Ask again and again for what others write, until all lanes of the warp have it: `load` asks, and returns the largest word.
+// Ask again and again for what others write, until all lanes of the warp have it: `load` asks, and returns the largest word. A rest between
+// leaves the cache to others where many ask for much.
 template <typename Load>
-DEVICE void await(Load load) {
-  while (!warp_all(load() != UNWRITTEN)) relax();
+DEVICE void await(int rest, Load load) {
+  while (!warp_all(load() != UNWRITTEN)) relax(rest);
 }
 
 DEVICE float quad_sum(float x) {
@@ -107,6 +109,6 @@ DEVICE void wait_for_all(unsigned long long* counter, unsigned long long target,
   if (thread_index() == 0) arrive(counter);
   meanwhile();
   if (thread_index() == 0)
-    while (arrived(counter) < target) relax();
+    while (arrived(counter) < target) relax(0);
   block_sync();
 }

@@ -67,6 +67,9 @@ DEVICE void multiply_stage(float (&sums)[COLUMNS / 8][4], const unsigned char* a
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
+// Wait for all but the last stage begun.
+DEVICE void multiplied_before() { asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); }
+
 // What was copied to shared memory becomes visible to `multiply_stage` and `copy_bulk`, once all threads have passed a barrier.
 DEVICE void publish_stage() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -153,8 +156,7 @@ DEVICE unsigned long long arrived(const unsigned long long* counter) {
   return count;
 }
 
-// Less often asked, the cache serves the others sooner.
-DEVICE void relax() { __nanosleep(100); }
+DEVICE void relax(int nanoseconds) { __nanosleep(nanoseconds); }
 
 // Where the time goes, for kernels that are compiled to tell.
 DEVICE void stamp(unsigned long long* stamps, int index) {

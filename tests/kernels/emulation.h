@@ -197,6 +197,7 @@ inline void multiply_stage(float (&sums)[COLUMNS / 8][4], const unsigned char* a
       for (int k = 0; k < 64; k++) sums[tile][i] += at(a, row + i / 2 * 8, k) * at(b, column + tile * 8 + i % 2, k);
 }
 inline void multiplied(float (&)[COLUMNS / 8][4]) {}
+inline void multiplied_before() {}
 inline void publish_stage() {}
 
 inline float reciprocal(float x) { return 1 / x; }
@@ -220,5 +221,5 @@ inline void publish(void* to, uint32_t word) { std::memcpy(to, &word, 4); }
 inline void publish_eight(void* to, uint4 words) { std::memcpy(to, &words, 16); }
 inline void arrive(unsigned long long* counter) { ++*counter; }
 inline unsigned long long arrived(const unsigned long long* counter) { return *counter; }
-inline void relax() { emulation::yield(); }
+inline void relax(int) { emulation::yield(); }
 inline void stamp(unsigned long long*, int) {}
