@@ -19,8 +19,6 @@ from foresight.adapters.packing import pack_adapter
 __all__ = ["MAX_CONTEXT", "KernelPath", "PreparedAdapter", "PreparedReport", "megabytes", "prepare"]
 
 MAX_CONTEXT, MAX_BATCH = 4096, 8
-# Wider adapters' Triton kernels have not passed their parity test on a GPU.
-PROVEN_WIDTH = 512
 KernelPath = Literal["auto", "persistent", "graph"]
 
 
@@ -91,8 +89,7 @@ def prepare(
     rows with `dino_tokens` tokens of DINO; a call takes the smallest bucket that holds its tokens. Every stream
     that calls needs one of the `replicas`, which share the weights. `path` names what runs there: "persistent",
     one cooperative launch, for one clip at a time on compute capability 9.0; "graph", Triton kernels in a CUDA
-    graph for each bucket; "auto", the first of the two that can serve, and neither for adapters wider than 512,
-    whose kernels have not passed their parity test. The CPU (fp32, or bf16, which is quicker
+    graph for each bucket; "auto", the first of the two that can serve. The CPU (fp32, or bf16, which is quicker
     where the processor has it) computes what it is given, whatever the buckets.
     Raises ValueError for an architecture without a packed form, for a dtype, bucket, batch or number of
     replicas that is not served, and for a path that cannot serve.
@@ -118,8 +115,6 @@ def prepare(
 
     place = torch.device("cuda", torch.cuda.current_device() if place.index is None else place.index)
     packed, sizes = pack_adapter(adapter, place, dtype), tuple(sorted(set(buckets)))
-    if path == "auto":
-        _check_width(packed.config.hidden_dim)
     if path != "graph":
         try:
             kernel = load_persistent_kernel(packed, place, dtype, batch)
@@ -133,13 +128,6 @@ def prepare(
     return GraphedAdapter(
         adapter, packed, place, dtype, sizes, dino_tokens=dino_tokens, batch=batch, replicas=replicas
     )
-
-
-def _check_width(hidden_dim: int) -> None:
-    if hidden_dim > PROVEN_WIDTH:
-        raise ValueError(
-            f"hidden_dim {hidden_dim}: the kernels are proven up to {PROVEN_WIDTH}, wider only by path='graph'"
-        )
 
 
 def _check_sizes(buckets: Sequence[int], dino_tokens: int, batch: int, replicas: int) -> None:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,16 +96,6 @@ def test_it_refuses_what_it_cannot_serve(arguments: dict[str, object], message: 
     arguments = {"device": "cpu", "dtype": torch.float32} | arguments
     with pytest.raises(ValueError, match=re.escape(message)):
         prepare(make_adapter(), **arguments)  # type: ignore[arg-type]
-
-
-def test_adapters_wider_than_proven_are_served_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr("foresight.runtime.prepared.pack_adapter", lambda adapter, *_: adapter)
-    monkeypatch.setattr("foresight.runtime.graphed.GraphedAdapter", lambda *_, **__: "graph")
-    wide: Any = SimpleNamespace(config=SimpleNamespace(hidden_dim=1152))
-    with pytest.raises(ValueError, match="hidden_dim 1152: the kernels are proven up to 512"):
-        prepare(wide, "cuda", torch.bfloat16)
-    assert str(prepare(wide, "cuda", torch.bfloat16, path="graph")) == "graph"
 
 
 def test_it_refuses_an_adapter_without_a_packed_form() -> None:
