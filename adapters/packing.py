@@ -123,6 +123,11 @@ class PackedAdapter(nn.Module):
             return output
         return output.mT.contiguous().view(output.shape[0], -1, *self.config.output_grid)
 
+    def query_products(self) -> Iterator[PackedLinear]:
+        """The products on the queries: all but the encoders' projections and the context's keys and values."""
+        for module in (*self.layers, self.out):
+            yield from (each for each in module.modules() if isinstance(each, PackedLinear))
+
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that is kept."""
         return self.buffers()

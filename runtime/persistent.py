@@ -44,8 +44,9 @@ def persistent_shape(config: AdapterConfig, dtype: torch.dtype, blocks: int) -> 
 def load_persistent_kernel(
     packed: PackedAdapter, device: torch.device, dtype: torch.dtype, batch: int
 ) -> PersistentKernel:
-    """Compile and load the kernel for an adapter on a GPU; takes some seconds.
+    """Compile and load the kernel for an adapter on a GPU, and give up those of `packed`'s weights that it rearranged.
 
+    Takes some seconds.
     Raises ValueError, one line, that says why it cannot serve: the batch, the GPU, the adapter's sizes, or no compiler.
     """
     if batch != 1:
@@ -57,10 +58,13 @@ def load_persistent_kernel(
         raise ValueError(f"compute capability {given}: the persistent kernel is made for 9.0")
     shape = persistent_shape(packed.config, dtype, properties.multi_processor_count)
     try:
-        return PersistentKernel(shape, cast(Weights, packed), device)
+        kernel = PersistentKernel(shape, cast(Weights, packed), device)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the persistent kernel does not load: {reason}") from error
+    for linear in packed.query_products():
+        linear.weight = linear.weight.new_empty(0)
+    return kernel
 
 
 class _PersistentBucket(Bucket):
@@ -146,7 +150,7 @@ class PersistentAdapter(ReplicatedAdapter):
         )
 
     def report(self) -> PreparedReport:
-        """What this adapter uses, the rearranged weights too."""
+        """What this adapter uses, with the weights as the kernel has arranged them."""
         report = super().report()
         more = megabytes(self.kernel.parameters.tensors())
         return replace(report, weights_mb=report.weights_mb + more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from foresight.training.losses import pixel_loss
 __all__ = [
     "ConditioningEncoder",
     "VelocityTask",
+    "encoder_weights",
     "pack_latents",
     "sample_sigmas",
     "unpack_latents",
@@ -22,6 +24,7 @@ __all__ = [
 TIME_SHIFT = 2.0
 AT_ONE = 0.25
 DECODED_CLIPS = 8
+SQUARED_ERROR_WEIGHT = 10.0
 
 
 class ConditioningEncoder(nn.Module):
@@ -82,6 +85,12 @@ class ConditioningEncoder(nn.Module):
         return tokens
 
 
+def encoder_weights(run: Path) -> Path | None:
+    """Where a training's best conditioning encoder lies in the folder `run`; None where there is none yet."""
+    places = (run / "steering" / "encoder.safetensors", run / "conditioning_encoder" / "weights.safetensors")
+    return next((path for path in places if path.exists()), None)
+
+
 def pack_latents(latents: Tensor) -> Tensor:
     """Turn [B, C, T', H', W'] into tokens [B, T' * H' * W', C]."""
     return latents.flatten(2).transpose(1, 2)
@@ -124,7 +133,8 @@ class VelocityTask(nn.Module):
     """The nano transformer and its conditioning encoder, trained to predict velocities, together unless one is frozen.
 
     `draw` gives model-space latents [B, C, T', H', W'] of a batch of clips. With a `decode` from there to video, a few
-    estimates from pure noise are decoded and compared with what the autoencoder makes of the true latents.
+    estimates from pure noise are decoded and compared with what the autoencoder makes of the true latents; squared
+    error weighs more there than in `pixel_loss`, because quality is measured by it.
     """
 
     ADAMW = ("proj_in", "proj_out", "embed", "project")
@@ -161,6 +171,8 @@ class VelocityTask(nn.Module):
             estimate = noise[:few] - unpack_latents(predicted[:few], latents.shape[2:])
             with torch.no_grad():
                 wanted = self.decode(latents[:few])
-            scalars["decoded"] = pixel_loss(self.decode(estimate), wanted)
+            decoded = self.decode(estimate)
+            squared = (decoded.float() - wanted.float()).square().mean()
+            scalars["decoded"] = pixel_loss(decoded, wanted) + SQUARED_ERROR_WEIGHT * squared
             scalars["loss"] = scalars["loss"] + scalars["decoded"]
         return scalars

@@ -27,7 +27,7 @@ from foresight.models.sigmas import sigma_schedule
 from foresight.models.stack import Stack
 from foresight.training.bars import judge
 from foresight.training.clips import make_clips
-from foresight.training.conditioning import ConditioningEncoder
+from foresight.training.conditioning import ConditioningEncoder, encoder_weights
 from foresight.training.config import EvaluationConfig
 from foresight.training.device import choose_device
 
@@ -94,9 +94,10 @@ class Paths:
 
     def load_teacher(self, run: Path) -> ConditioningEncoder:
         """The conditioning encoder that was trained for the transformer, from the folder of the training."""
-        path = run / "conditioning_encoder" / "weights.safetensors"
-        if not path.exists():
-            raise ValueError(f"{path} is missing: --run takes a folder that foresight-train nano wrote")
+        path = encoder_weights(run)
+        if path is None:
+            missing = run / "conditioning_encoder" / "weights.safetensors"
+            raise ValueError(f"{missing} is missing: --run takes a folder that foresight-train nano wrote")
         teacher = ConditioningEncoder(math.prod(self.stack.config.latent_size)).to(self.device).eval()
         try:
             load_model(teacher, str(path))

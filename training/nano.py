@@ -23,7 +23,7 @@ from foresight.models.vlm import QwenLatentExtractor
 from foresight.training.adapter import AdapterTrainer
 from foresight.training.autoencoder import AutoencoderTask, DecoderTask, initialise, measure_latents
 from foresight.training.clips import ClipPool
-from foresight.training.conditioning import ConditioningEncoder, VelocityTask
+from foresight.training.conditioning import ConditioningEncoder, VelocityTask, encoder_weights
 from foresight.training.config import AdapterTrainingConfig, NanoConfig, write_options
 from foresight.training.device import choose_device
 from foresight.training.examples import ExampleSource, KeptExamples, LatentPool
@@ -65,7 +65,7 @@ class NanoTraining:
         write_options(self.config, self.config.run)
         for name in STAGES:
             if name in self.config.stages and not self.finished(name):
-                if name in (*MODULES, "decoder") and (self.stack_folder / "stack.json").exists():
+                if name in (*MODULES, "decoder", "steering") and (self.stack_folder / "stack.json").exists():
                     raise ValueError(
                         f"{self.stack_folder} is put together already: stage {name!r} belongs in another run"
                     )
@@ -135,30 +135,40 @@ class NanoTraining:
 
     def train_conditioning_encoder(self) -> bool:
         """The best that the finished transformer can be told about a clip, for its adapter to imitate."""
-        transformer, encoder = freeze(self.load("transformer")), self.untrained_conditioning()
-        task = VelocityTask(
+        encoder = self.untrained_conditioning()
+        task = self.steering_task("conditioning_encoder", freeze(self.load("transformer")), encoder)
+        return self.fit("conditioning_encoder", task) and self.keep("conditioning_encoder", encoder)
+
+    def train_steering(self) -> bool:
+        """The transformer again, together with that encoder, which tells it more than the narrow one did."""
+        transformer, encoder = self.load("transformer"), self.conditioning_encoder()
+        if encoder is None:
+            raise ValueError(f"{self.weights('conditioning_encoder')} is missing: train that stage first")
+        done = self.fit("steering", self.steering_task("steering", transformer, encoder))
+        # The weights last, by which the stage is known to be finished.
+        return done and self.keep("steering", encoder, "encoder") and self.keep("steering", transformer)
+
+    def steering_task(self, stage: str, transformer: Any, encoder: ConditioningEncoder) -> VelocityTask:
+        """Velocities and decoded estimates of the clips' latents."""
+        return VelocityTask(
             transformer,
             encoder,
             self.latent_pool.draw,
-            self.batch("conditioning_encoder"),
+            self.batch(stage),
             CONFIG.fps,
             lambda latents: self.vae.decoder(denormalize_latents(latents, self.vae)),
         )
-        return self.fit("conditioning_encoder", task) and self.keep("conditioning_encoder", encoder)
 
     def train_conditioning_10m(self) -> bool:
         """The adapter whose tokens steer the transformer, with the conditioning encoder to imitate.
 
         One that goes on from a finished stack may do without.
         """
-        path, teacher = self.weights("conditioning_encoder"), None
-        if self.start is None and not path.exists():
+        teacher = self.conditioning_encoder()
+        if self.start is None and teacher is None:
+            path = self.weights("conditioning_encoder")
             raise ValueError(f"{path} is missing: train stage 'conditioning_encoder' first")
-        if path.exists():
-            teacher = self.untrained_conditioning()
-            load_model(teacher, str(path))
-            freeze(teacher)
-        return self.train_adapter("conditioning_10m", "query", teacher)
+        return self.train_adapter("conditioning_10m", "query", None if teacher is None else freeze(teacher))
 
     def train_latent_10m(self) -> bool:
         """The adapter that answers with latents."""
@@ -199,7 +209,7 @@ class NanoTraining:
                 vlm=self.load("vlm"),
                 dino=self.load("dino"),
                 dino_arch=ARCHITECTURE["dino"],
-                transformer=self.load("transformer"),
+                transformer=self.transformer,
                 vae=self.vae,
             )
         return self.stack_folder
@@ -217,6 +227,14 @@ class NanoTraining:
         if self.weights("decoder").exists():
             load_model(vae, str(self.weights("decoder")))
         return freeze(vae)
+
+    @cached_property
+    def transformer(self) -> Any:
+        """The finished transformer."""
+        transformer = self.load("transformer")
+        if self.weights("steering").exists():
+            load_model(transformer, str(self.weights("steering")))
+        return freeze(transformer)
 
     @cached_property
     def start(self) -> Stack | None:
@@ -241,6 +259,15 @@ class NanoTraining:
     def untrained_conditioning(self, **sizes: Any) -> ConditioningEncoder:
         """A fresh conditioning encoder."""
         return ConditioningEncoder(math.prod(CONFIG.latent_size), **sizes).to(self.device)
+
+    def conditioning_encoder(self) -> ConditioningEncoder | None:
+        """The best conditioning encoder of this run so far."""
+        path = encoder_weights(self.config.run)
+        if path is None:
+            return None
+        encoder = self.untrained_conditioning()
+        load_model(encoder, str(path))
+        return encoder
 
     @cached_property
     def latent_pool(self) -> LatentPool:
@@ -267,9 +294,9 @@ class NanoTraining:
         loss: Callable[[], dict[str, Tensor]] = task
         return Loop(task, loss, loop, self.config.run / stage, adamw=adamw).run(self.deadline)
 
-    def keep(self, stage: str, module: nn.Module) -> bool:
+    def keep(self, stage: str, module: nn.Module, name: str = "weights") -> bool:
         """Write a finished module's weights under a temporary name, then rename; always True."""
-        path = self.weights(stage)
+        path = self.weights(stage).with_stem(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         save_model(module, str(partial))

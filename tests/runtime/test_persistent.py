@@ -116,6 +116,9 @@ def test_the_kernel_is_made_for_the_adapter_and_the_gpu(
     shape, weights, device = loaded
     assert (shape.blocks, shape.dtype, shape.num_queries, shape.vlm_dim) == (132, torch.float16, 7, 24)
     assert (weights, device) == (packed, CUDA)
+    # Of what the kernel rearranged nothing is kept twice; the rest it reads where it lies.
+    assert not any(linear.weight.numel() for linear in packed.query_products())
+    assert all(linear.weight.numel() for linear in (packed.vlm, packed.dino, packed.keys_values))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from foresight.adapters import load_adapter
 from foresight.models.stack import Stack
+from foresight.training.conditioning import encoder_weights
 from foresight.training.config import NanoConfig
 from foresight.training.nano import NanoTraining
 
@@ -37,7 +38,7 @@ def test_training_goes_on_from_a_finished_stack(tmp_path: Path) -> None:
     config = NanoConfig(
         run=tmp_path,
         start_from="nano",
-        stages=("decoder", "conditioning_encoder", "conditioning_10m"),
+        stages=("decoder", "conditioning_encoder", "steering", "conditioning_10m"),
         device="cpu",
         pool=16,
         length=1e-6,
@@ -48,6 +49,9 @@ def test_training_goes_on_from_a_finished_stack(tmp_path: Path) -> None:
     old, new = Stack.load("nano"), Stack.load(str(tmp_path / "stack"))
     trained = load_file(tmp_path / "decoder" / "weights.safetensors")["decoder.conv_in.conv.weight"]
     torch.testing.assert_close(new.decoder.vae.decoder.conv_in.conv.weight, trained, atol=1e-3, rtol=1e-3)
+    steered = load_file(tmp_path / "steering" / "weights.safetensors")["proj_in.weight"]
+    torch.testing.assert_close(new.decoder.transformer.proj_in.weight, steered, atol=1e-3, rtol=1e-3)
+    assert encoder_weights(tmp_path) == tmp_path / "steering" / "encoder.safetensors"
     video = torch.rand(1, 3, 9, 128, 192) * 2 - 1
     latents = old.latent_extractor(video)
     torch.testing.assert_close(new.latent_extractor(video), latents)
