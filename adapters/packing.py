@@ -36,7 +36,10 @@ PACKED_ARCHITECTURES = ("query", "cross_attention")
 
 
 class PackedLinear(nn.Module):
-    """`weight` [N, K]; `bias` [N] fp32; with `sums` [N] fp32, its row sums, the input is normalised first."""
+    """`weight` [N, K], or [0] once given up; `bias` [N] fp32.
+
+    With `sums` [N] fp32, the weight's row sums, the input is normalised first.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -123,10 +126,15 @@ class PackedAdapter(nn.Module):
             return output
         return output.mT.contiguous().view(output.shape[0], -1, *self.config.output_grid)
 
-    def query_products(self) -> Iterator[PackedLinear]:
-        """The products on the queries: all but the encoders' projections and the context's keys and values."""
+    def give_up_query_weights(self) -> None:
+        """Keep no weights of the products on the queries, for whoever has them arranged otherwise.
+
+        `forward` cannot be called any more. The encoders' projections and the context's keys and values stay.
+        """
         for module in (*self.layers, self.out):
-            yield from (each for each in module.modules() if isinstance(each, PackedLinear))
+            for linear in module.modules():
+                if isinstance(linear, PackedLinear):
+                    linear.weight = linear.weight.new_empty(0)
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that is kept."""

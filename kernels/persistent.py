@@ -23,6 +23,7 @@ __all__ = ["STAMPS", "Buffers", "PersistentParameters", "PersistentShape", "Weig
 _FOLDER = Path(__file__).parent / "cuda"
 _SOURCES = ("layout.cuh", "context.cuh", "attention.cuh", "chain.cuh", "adapter.cu")
 _TILE = 128
+_WIDEST = 3072
 STAMPS = 128
 
 
@@ -102,6 +103,9 @@ class PersistentShape:
             return f"{self.num_queries} queries: at most 256"
         if self.groups < self.num_heads or not self._fits_a_block():
             return f"{self.num_queries} queries of {self.hidden_dim}: too much for {self.blocks} blocks"
+        # A thread holds its part of two rows in registers.
+        if self.ff_dim > _WIDEST:
+            return f"feed-forward of {self.ff_dim}: at most {_WIDEST}"
         if self.shared_bytes > shared_memory:
             return f"{self.shared_bytes} bytes of shared memory: the device has {shared_memory} a block"
         return None

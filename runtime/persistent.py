@@ -44,9 +44,8 @@ def persistent_shape(config: AdapterConfig, dtype: torch.dtype, blocks: int) -> 
 def load_persistent_kernel(
     packed: PackedAdapter, device: torch.device, dtype: torch.dtype, batch: int
 ) -> PersistentKernel:
-    """Compile and load the kernel for an adapter on a GPU, and give up those of `packed`'s weights that it rearranged.
+    """Compile and load the kernel for an adapter on a GPU; takes some seconds.
 
-    Takes some seconds.
     Raises ValueError, one line, that says why it cannot serve: the batch, the GPU, the adapter's sizes, or no compiler.
     """
     if batch != 1:
@@ -58,13 +57,10 @@ def load_persistent_kernel(
         raise ValueError(f"compute capability {given}: the persistent kernel is made for 9.0")
     shape = persistent_shape(packed.config, dtype, properties.multi_processor_count)
     try:
-        kernel = PersistentKernel(shape, cast(Weights, packed), device)
+        return PersistentKernel(shape, cast(Weights, packed), device)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the persistent kernel does not load: {reason}") from error
-    for linear in packed.query_products():
-        linear.weight = linear.weight.new_empty(0)
-    return kernel
 
 
 class _PersistentBucket(Bucket):

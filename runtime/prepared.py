@@ -118,13 +118,16 @@ def prepare(
     if path != "graph":
         try:
             kernel = load_persistent_kernel(packed, place, dtype, batch)
-        except ValueError as refusal:
-            if path == "persistent":
-                raise ValueError(f"path 'persistent': {refusal}") from refusal
-        else:
-            return PersistentAdapter(
+            persistent = PersistentAdapter(
                 adapter, packed, kernel, place, dtype, sizes, dino_tokens=dino_tokens, replicas=replicas
             )
+        # A device that cannot hold all blocks at once says so at the first launch.
+        except (ValueError, RuntimeError) as refusal:
+            if path == "persistent":
+                raise ValueError(f"path 'persistent': {' '.join(str(refusal).split())}") from refusal
+        else:
+            packed.give_up_query_weights()
+            return persistent
     return GraphedAdapter(
         adapter, packed, place, dtype, sizes, dino_tokens=dino_tokens, batch=batch, replicas=replicas
     )

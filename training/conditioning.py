@@ -87,8 +87,11 @@ class ConditioningEncoder(nn.Module):
 
 def encoder_weights(run: Path) -> Path | None:
     """Where a training's best conditioning encoder lies in the folder `run`; None where there is none yet."""
-    places = (run / "steering" / "encoder.safetensors", run / "conditioning_encoder" / "weights.safetensors")
-    return next((path for path in places if path.exists()), None)
+    steering, encoder = run / "steering", run / "conditioning_encoder" / "weights.safetensors"
+    # The transformer that it steers is written after it.
+    if (steering / "weights.safetensors").exists():
+        return steering / "encoder.safetensors"
+    return encoder if encoder.exists() else None
 
 
 def pack_latents(latents: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
     wait_for_all(p.counter, target + (2 + phase) * GRID, [&] {
       if (phase == 0 || at.share >= GROUPS) return;
       // The first two products' weights, one to a region, where the context's tiles were.
-      publish_stage();
+      fence_copies();
 #pragma unroll 1
       for (int turn = 0; turn < 2; turn++) chain.fetch(CROSS_OUT + turn, turn);
       chain.load_residual();

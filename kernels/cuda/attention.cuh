@@ -1,5 +1,47 @@
 // Attention of a block's rows in one head, as a step of the chain.
 
+// Merge what the warps found of their blocks of keys, rows `group` and `group` + 8 of each: largest score, sum and mixture. Writes as `attend`.
+DEVICE void merge_warps(const Place& at, unsigned char* shared, const float (&largest)[2], float (&total)[2], const float (&mixed)[8][4],
+                        Element* output, float* logs) {
+  // Where the product before this may still be read.
+  block_sync();
+  constexpr int STRIDE = 72;
+  float2* heads = (float2*)(shared + SUMS_AT);
+  float* mixtures = (float*)(shared + SLICES_AT);
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int row = at.warp * 16 + at.group + half * 8;
+    total[half] = quad_sum(total[half]);
+    if (at.quad == 0) heads[row] = make_float2(largest[half], total[half]);
+#pragma unroll
+    for (int tile = 0; tile < 8; tile++)
+      *(float2*)(mixtures + row * STRIDE + tile * 8 + at.quad * 2) = make_float2(mixed[tile][half * 2], mixed[tile][half * 2 + 1]);
+  }
+  block_sync();
+  int row = at.thread >> 4, column = (at.thread & 15) * 4;
+  float peak = EMPTY, sum = 0, merged[4] = {};
+#pragma unroll
+  for (int warp = 0; warp < WARPS; warp++) peak = fmaxf(peak, heads[warp * 16 + row].x);
+#pragma unroll 2
+  for (int warp = 0; warp < WARPS; warp++) {
+    float2 part = heads[warp * 16 + row], x = *(const float2*)(mixtures + (warp * 16 + row) * STRIDE + column);
+    float2 y = *(const float2*)(mixtures + (warp * 16 + row) * STRIDE + column + 2);
+    float share = power_of_two(part.x - peak);
+    sum += share * part.y;
+    merged[0] += share * x.x, merged[1] += share * x.y, merged[2] += share * y.x, merged[3] += share * y.y;
+  }
+  float scale = sum == 0 ? 0 : reciprocal(sum);
+  Element* to = output + (at.rows + row) * HIDDEN + column;
+  publish(to, pack(merged[0] * scale, merged[1] * scale));
+  publish(to + 2, pack(merged[2] * scale, merged[3] * scale));
+  if (logs && (at.thread & 15) == 0) {
+    float log = sum == 0 ? EMPTY : peak + logarithm_of_two(sum);
+    publish(logs + (at.rows + row) * HEADS * 4, log != log ? 0x7fffffffu : __float_as_uint(log));
+  }
+  // What follows waits before it writes where this reads; the kernel was measured with this barrier.
+  block_sync();
+}
+
 // Attention of the block's rows in one head over blocks of 32 keys, a warp a block at a time. Keys [*, HEAD] and values [HEAD, *]
 // with their strides, `limit` of them; `count` keys take part. If `growing` they are still being written, and no warp has more than one
 // block. Writes [ROWS, HIDDEN] and, unless null, logs [ROWS, HEADS, 4].
@@ -75,43 +117,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, const Element* query,
       multiply_add(mixed[tile], weights[2][0], weights[2][1], weights[3][0], weights[3][1], v[tile].z, v[tile].w);
     }
   }
-  // Every warp's part: largest score, sum and mixture, where the product before this may still be read.
-  block_sync();
-  constexpr int STRIDE = 72;
-  float2* heads = (float2*)(shared + SUMS_AT);
-  float* mixtures = (float*)(shared + SLICES_AT);
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    int row = at.warp * 16 + at.group + half * 8;
-    total[half] = quad_sum(total[half]);
-    if (at.quad == 0) heads[row] = make_float2(largest[half], total[half]);
-#pragma unroll
-    for (int tile = 0; tile < 8; tile++)
-      *(float2*)(mixtures + row * STRIDE + tile * 8 + at.quad * 2) = make_float2(mixed[tile][half * 2], mixed[tile][half * 2 + 1]);
-  }
-  block_sync();
-  int row = at.thread >> 4, column = (at.thread & 15) * 4;
-  float peak = EMPTY, sum = 0, merged[4] = {};
-#pragma unroll
-  for (int warp = 0; warp < WARPS; warp++) peak = fmaxf(peak, heads[warp * 16 + row].x);
-#pragma unroll 2
-  for (int warp = 0; warp < WARPS; warp++) {
-    float2 part = heads[warp * 16 + row], x = *(const float2*)(mixtures + (warp * 16 + row) * STRIDE + column);
-    float2 y = *(const float2*)(mixtures + (warp * 16 + row) * STRIDE + column + 2);
-    float share = power_of_two(part.x - peak);
-    sum += share * part.y;
-    merged[0] += share * x.x, merged[1] += share * x.y, merged[2] += share * y.x, merged[3] += share * y.y;
-  }
-  float scale = sum == 0 ? 0 : reciprocal(sum);
-  Element* to = output + (at.rows + row) * HIDDEN + column;
-  publish(to, pack(merged[0] * scale, merged[1] * scale));
-  publish(to + 2, pack(merged[2] * scale, merged[3] * scale));
-  if (logs && (at.thread & 15) == 0) {
-    float log = sum == 0 ? EMPTY : peak + logarithm_of_two(sum);
-    publish(logs + (at.rows + row) * HEADS * 4, log != log ? 0x7fffffffu : __float_as_uint(log));
-  }
-  // The next step writes where this one still reads.
-  block_sync();
+  merge_warps(at, shared, largest, total, mixed, output, logs);
 }
 
 // Eight places of a row of an attention, of its parts over the context and their logs.

@@ -31,7 +31,7 @@ DEVICE void keep_parts(const Tile& tile, int row, int column, const float (&sums
 DEVICE void keep_elements(const Place& at, unsigned char* shared, const Tile& tile, int row, int column, const float (&sums)[COLUMNS / 8][4],
                           const float2 (&bias)[COLUMNS / 8]) {
   // Odd multiples of 16 bytes spread the lines over the banks.
-  constexpr int CHUNKS = COLUMNS / 8, KEY_LINE = CHUNKS % 2 ? COLUMNS : COLUMNS + 8, VALUE_LINE = 128 + 8;
+  constexpr int CHUNKS = COLUMNS / 8, KEY_LINE = COLUMNS + 8, VALUE_LINE = 128 + 8;
   Element* lines = (Element*)shared;
   if (tile.keys) {
 #pragma unroll
@@ -116,7 +116,7 @@ DEVICE void multiply_tile(const Place& at, unsigned char* shared, const Tile& ti
   for (int step = 0; tile.first + step * 64 < tile.last; step++) {
     if (ahead) copy_wait<STAGES - 2>();
     else copy_wait<SHORT_LEAD - 1>();
-    publish_stage();
+    fence_copies();
     // The longer lead asks for the stage of the step before this, which may still be multiplied.
     if (ahead && tile.first + (step + lead) * 64 < tile.last) multiplied(sums);
     block_sync();

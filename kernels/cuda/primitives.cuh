@@ -9,7 +9,6 @@ typedef unsigned long long uint64_t;
 DEVICE int thread_index() { return threadIdx.x; }
 DEVICE int block_index() { return blockIdx.x; }
 DEVICE void block_sync() { __syncthreads(); }
-DEVICE void warp_sync() { __syncwarp(); }
 DEVICE bool warp_all(bool value) { return __all_sync(0xffffffffu, value); }
 DEVICE float warp_exchange(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
@@ -71,7 +70,7 @@ DEVICE void multiply_stage(float (&sums)[COLUMNS / 8][4], const unsigned char* a
 DEVICE void multiplied_before() { asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); }
 
 // What was copied to shared memory becomes visible to `multiply_stage` and `copy_bulk`, once all threads have passed a barrier.
-DEVICE void publish_stage() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+DEVICE void fence_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 DEVICE float reciprocal(float x) {
   float y;

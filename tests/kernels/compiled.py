@@ -109,7 +109,7 @@ def overwritten_tiles(ttgir: str) -> list[str]:
     """Rings of tiles in shared memory of which one may be filled again while an asynchronous product still reads it.
 
     A loop copies as many steps ahead as were copied before it. A product that no wait ends before the loop's copy
-    needs one tile more than that.
+    needs one tile more than that. Fails where it does not understand what Triton wrote.
     """
     views = dict(re.findall(r"(%\w+) = ttg\.memdesc_index (%\w+)\[", ttgir))
     # The other operand of a product may lie in registers, or be a transposed view.
@@ -122,8 +122,12 @@ def overwritten_tiles(ttgir: str) -> list[str]:
 
     sizes = dict(re.findall(r"(%\w+) = ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x", ttgir))
     copies = [ring(name) for name in re.findall(r"ttg\.async_copy_global_to_local %\w+, (%\w+) ", ttgir)]
+    products = list(re.finditer(r"ttng\.warp_group_dot (%\w+), (%\w+), ", ttgir))
+    assert len(products) == len(re.findall(r"warp_group_dot\b", ttgir))
+    assert len(copies) == len(re.findall(r"async_copy_global_to_local\b", ttgir))
+    assert sizes.keys() >= set(copies)
     found = []
-    for product in re.finditer(r"ttng\.warp_group_dot (%\w+), (%\w+), ", ttgir):
+    for product in products:
         before_copy = re.split(
             r"ttg\.async_copy_global_to_local|scf\.yield", ttgir[product.end() :], maxsplit=1
         )[0]

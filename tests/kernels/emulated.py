@@ -17,9 +17,9 @@ COMPILER = which("g++")
 _INSTRUCTIONS = Path(__file__).with_name("emulation.h")
 _RUN = """
 static const Parameters* given;
-extern "C" void run(const Parameters* parameters) {
+extern "C" bool run(const Parameters* parameters) {
   given = parameters;
-  emulation::launch(GRID, SHARED_BYTES, [] { adapter(*given); });
+  return emulation::launch(GRID, SHARED_BYTES, [] { adapter(*given); });
 }
 """
 
@@ -33,7 +33,7 @@ class EmulatedKernel:
 
     def launch(self, parameters: ctypes.Structure) -> None:
         """One launch, done when this returns."""
-        self._library.run(ctypes.byref(parameters))
+        assert self._library.run(ctypes.byref(parameters)), "the kernel waits for something that never comes"
 
 
 @cache
@@ -47,4 +47,6 @@ def _compiled(shape: PersistentShape, folder: Path) -> ctypes.CDLL:
     command = [str(COMPILER), *options, *defines, source, "-o", place / "kernel.so"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(place / "kernel.so"))
+    library = ctypes.CDLL(str(place / "kernel.so"))
+    library.run.restype = ctypes.c_bool
+    return library

@@ -99,8 +99,11 @@ inline uint32_t narrow(float x) {
 #endif
 }
 
-// Runs `body` in all threads of `blocks` blocks of 256.
-inline void launch(int blocks, size_t shared_bytes, void (*body)()) {
+// More turns of every thread than any launch here needs.
+constexpr int PATIENCE = 20000;
+
+// Runs `body` in all threads of `blocks` blocks of 256; false if they wait for something that never comes.
+inline bool launch(int blocks, size_t shared_bytes, void (*body)()) {
   std::vector<std::unique_ptr<Block>> all;
   std::vector<std::unique_ptr<Fiber>> fibers;
   for (int index = 0; index < blocks; index++) {
@@ -128,7 +131,9 @@ inline void launch(int blocks, size_t shared_bytes, void (*body)()) {
       fibers.push_back(std::move(fiber));
     }
   }
+  int turns = 0;
   for (bool busy = true; busy;) {
+    if (turns++ == PATIENCE) return false;
     busy = false;
     for (auto& fiber : fibers)
       if (!fiber->done) {
@@ -137,6 +142,7 @@ inline void launch(int blocks, size_t shared_bytes, void (*body)()) {
         swapcontext(&scheduler, &current->context);
       }
   }
+  return true;
 }
 
 }  // namespace emulation
@@ -198,7 +204,7 @@ inline void multiply_stage(float (&sums)[COLUMNS / 8][4], const unsigned char* a
 }
 inline void multiplied(float (&)[COLUMNS / 8][4]) {}
 inline void multiplied_before() {}
-inline void publish_stage() {}
+inline void fence_copies() {}
 
 inline float reciprocal(float x) { return 1 / x; }
 inline float power_of_two(float x) { return std::exp2(x); }
@@ -211,11 +217,27 @@ inline void copy_async(void* target, const void* source, bool valid) {
 inline void copy_commit() {}
 template <int PENDING> void copy_wait() {}
 inline void prefetch(const void*, int) {}
-inline void begin_arrivals(uint64_t*) {}
-inline void expect_bytes(uint64_t*, int) {}
-inline void copy_bulk(void* target, const void* from, int bytes, uint64_t*) { std::memcpy(target, from, bytes); }
-inline void wait_for_bytes(uint64_t*, int) { block_sync(); }
-inline void warp_sync() { emulation::meet(emulation::warp().meeting, 32); }
+inline void begin_arrivals(uint64_t* at) { *at = 0; }
+
+// Bytes that came, expected or not yet, and the phases that are over; a phase ends when it was announced and all of its bytes are there.
+struct Arrival { int16_t phase; bool announced; int32_t missing; };
+static_assert(sizeof(Arrival) == sizeof(uint64_t));
+inline void settle(Arrival* arrival) {
+  if (arrival->announced && arrival->missing == 0) arrival->phase++, arrival->announced = false;
+}
+inline void expect_bytes(uint64_t* at, int bytes) {
+  auto* arrival = (Arrival*)at;
+  arrival->announced = true, arrival->missing += bytes;
+  settle(arrival);
+}
+inline void copy_bulk(void* target, const void* from, int bytes, uint64_t* at) {
+  std::memcpy(target, from, bytes);
+  ((Arrival*)at)->missing -= bytes;
+  settle((Arrival*)at);
+}
+inline void wait_for_bytes(uint64_t* at, int parity) {
+  while ((((Arrival*)at)->phase & 1) == parity) emulation::yield();
+}
 inline uint4 load_fresh(const void* from) { uint4 v; std::memcpy(&v, from, 16); return v; }
 inline void publish(void* to, uint32_t word) { std::memcpy(to, &word, 4); }
 inline void publish_eight(void* to, uint4 words) { std::memcpy(to, &words, 16); }

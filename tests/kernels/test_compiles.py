@@ -42,6 +42,7 @@ def test_the_shipped_launches_fit_an_h200(sizes: Sizes, count: int) -> None:
     for launch in found:
         assert launch.stack == 0, launch
         assert launch.shared <= LARGEST_SHARED_MEMORY, launch
+        assert ("wgmma.mma_async" in launch.ptx) == ("warp_group_dot " in launch.ttgir)
         assert not overwritten_tiles(launch.ttgir), launch.kernel
         assert re.search(
             r"ld\.global[\w.:]*\.v4\.b32|cp\.async\.cg[\w.:]* \[[^]]*\], \[[^]]*\], 0x10", launch.ptx
@@ -55,6 +56,21 @@ def test_the_shipped_launches_fit_an_h200(sizes: Sizes, count: int) -> None:
         assert ("cp.async.bulk.prefetch.L2" in launch.ptx) == prefetches
         # The first kernel of the chain waits for nothing.
         assert (waits == 0) == (launch.kernel == "_project_kernel")
+
+
+@pytest.mark.parametrize(
+    ("tiles", "wait", "expected"),
+    [(3, "", ["%a"]), (4, "", []), (3, "%done = ttng.warp_group_dot_wait %sum {pendings = 0 : i32}", [])],
+)
+def test_a_tile_that_is_copied_while_it_is_multiplied_is_found(
+    tiles: int, wait: str, expected: list[str]
+) -> None:
+    copy = "%t{0} = ttg.async_copy_global_to_local %p{0}, %v{0} mask"
+    view = "%v{0} = ttg.memdesc_index %a[%i{0}]"
+    ahead = [line.format(step) for step in range(3) for line in (view, copy)]
+    loop = [view.format(3), "%sum = ttng.warp_group_dot %v3, %b, %acc", wait, view.format(4), copy.format(4)]
+    ring = f"%a = ttg.local_alloc : () -> !ttg.memdesc<{tiles}x64x64xbf16>"
+    assert overwritten_tiles("\n".join([ring, *ahead, *loop, "scf.yield"])) == expected
 
 
 def test_the_table_has_every_kernel() -> None:

@@ -39,6 +39,9 @@ ODD = PersistentShape(
     dtype=torch.bfloat16, blocks=26,
 )  # fmt: skip
 
+# Two passes over the output, several blocks of the contracted axis a warp, more steps a tile than there are stages.
+LONG = replace(ODD, ff_dim=608, output_dim=1280, vlm_dim=3584, num_layers=2)
+
 
 @pytest.fixture(scope="session")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -129,6 +132,17 @@ def test_it_is_exact_at_sizes_that_no_tile_divides(builds: Path) -> None:
 
 
 @emulated
+def test_it_is_exact_where_everything_takes_more_than_one_turn(builds: Path) -> None:
+    emulation = Emulation(LONG, (150, 70), builds)
+    assert LONG.out_passes == 2
+    # Nine steps of 64 and more, where the pipeline has seven stages.
+    assert max(emulation.buffers.split_sizes) > 8 * 64
+    for seed in range(2):
+        vlm, dino = emulation.features(150, seed)
+        emulation.assert_exact(emulation.launch(vlm, dino, 150), vlm, dino, 150)
+
+
+@emulated
 def test_nan_in_a_true_token_reaches_every_output_and_no_later_launch(builds: Path) -> None:
     emulation = Emulation(SMALL, (40, 24), builds)
     vlm, dino = emulation.features(40)
@@ -176,6 +190,7 @@ def test_a_repeated_launch_names_what_a_call_brings_along() -> None:
         ),
         ({"blocks": 20}, "77 queries of 448: too much for 20 blocks"),
         ({"num_queries": 257}, "257 queries: at most 256"),
+        ({"num_queries": 16, "ff_dim": 3104}, "feed-forward of 3104: at most 3072"),
     ],
 )
 def test_shapes_that_it_refuses(changes: dict[str, Any], reason: str | None) -> None:

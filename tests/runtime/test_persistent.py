@@ -116,9 +116,6 @@ def test_the_kernel_is_made_for_the_adapter_and_the_gpu(
     shape, weights, device = loaded
     assert (shape.blocks, shape.dtype, shape.num_queries, shape.vlm_dim) == (132, torch.float16, 7, 24)
     assert (weights, device) == (packed, CUDA)
-    # Of what the kernel rearranged nothing is kept twice; the rest it reads where it lies.
-    assert not any(linear.weight.numel() for linear in packed.query_products())
-    assert all(linear.weight.numel() for linear in (packed.vlm, packed.dino, packed.keys_values))
 
 
 @pytest.mark.parametrize(
@@ -157,10 +154,30 @@ def test_it_comes_first_where_it_serves(monkeypatch: pytest.MonkeyPatch, adapter
 
     FakeDevice(monkeypatch)
     monkeypatch.setattr(prepared, "pack_adapter", lambda adapter, _, dtype: pack_adapter(adapter, CPU, dtype))
-    monkeypatch.setattr(persistent, "PersistentAdapter", lambda *_, **__: "persistent")
-    monkeypatch.setattr(graphed, "GraphedAdapter", lambda *_, **__: "graph")
-    taken: list[Any] = [
-        prepared.prepare(adapter, CUDA, torch.bfloat16, path=path)  # type: ignore[arg-type]
-        for path in ("auto", "persistent", "graph")
-    ]
-    assert taken == ["persistent", "persistent", "graph"]
+    monkeypatch.setattr(persistent, "PersistentAdapter", lambda _, packed, *__, **___: ("persistent", packed))
+    monkeypatch.setattr(graphed, "GraphedAdapter", lambda _, packed, *__, **___: ("graph", packed))
+    for path, expected in (("auto", "persistent"), ("persistent", "persistent"), ("graph", "graph")):
+        made: Any = prepared.prepare(adapter, CUDA, torch.bfloat16, path=path)  # type: ignore[arg-type]
+        served, packed = made
+        assert served == expected
+        # Of what the kernel has rearranged nothing is kept twice; the rest it reads where it lies.
+        assert bool(packed.out.weight.numel()) == (served == "graph")
+        assert all(linear.weight.numel() for linear in (packed.vlm, packed.dino, packed.keys_values))
+
+
+def test_a_launch_that_the_device_refuses_leaves_the_graph(
+    monkeypatch: pytest.MonkeyPatch, adapter: Adapter
+) -> None:
+    from foresight.runtime import graphed
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a cooperative launch: the CUDA driver returned\nCOOPERATIVE_LAUNCH_TOO_LARGE")
+
+    FakeDevice(monkeypatch)
+    monkeypatch.setattr(prepared, "pack_adapter", lambda adapter, _, dtype: pack_adapter(adapter, CPU, dtype))
+    monkeypatch.setattr(persistent, "PersistentAdapter", refuse)
+    monkeypatch.setattr(graphed, "GraphedAdapter", lambda _, packed, *__, **___: packed)
+    packed: Any = prepared.prepare(adapter, CUDA, torch.bfloat16)
+    assert packed.out.weight.numel()
+    with pytest.raises(ValueError, match=r"^path 'persistent': .* returned COOPERATIVE_LAUNCH_TOO_LARGE$"):
+        prepared.prepare(adapter, CUDA, torch.bfloat16, path="persistent")
