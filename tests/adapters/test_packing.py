@@ -19,6 +19,7 @@ from foresight.adapters.packing import (
 )
 
 from .conftest import DINO_GRID, SIZES, VLM_GRID, Features
+from .trained import as_if_trained
 
 CPU = torch.device("cpu")
 Grids = tuple[Grid | None, Grid | None]
@@ -26,14 +27,7 @@ Grids = tuple[Grid | None, Grid | None]
 
 @pytest.fixture(params=PACKED_ARCHITECTURES)
 def adapter(request: pytest.FixtureRequest, small_adapter: Callable[[str], Adapter]) -> Adapter:
-    """One whose norms, biases and queries are as far from their start as training takes them."""
-    adapter = small_adapter(request.param).eval().requires_grad_(False)
-    for name, parameter in adapter.named_parameters():
-        if "norm" in name or name.endswith("bias"):
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-        elif name.endswith("queries"):
-            parameter.mul_(20)
-    return adapter
+    return as_if_trained(small_adapter(request.param)).requires_grad_(False)
 
 
 def body_of(adapter: Adapter) -> AdapterBody:

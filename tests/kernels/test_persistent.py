@@ -19,6 +19,7 @@ from foresight.kernels.persistent import Buffers, PersistentParameters, Persiste
 from foresight.kernels.persistent_kernel import SHARED_MEMORY
 from foresight.kernels.persistent_launch import PersistentLaunch
 
+from ..adapters.trained import as_if_trained
 from .emulated import COMPILER, EmulatedKernel
 
 CPU = torch.device("cpu")
@@ -104,14 +105,7 @@ def _random_adapter(shape: PersistentShape) -> Adapter:
         num_layers=shape.num_layers, num_heads=shape.num_heads, ff_dim=shape.ff_dim,
         num_queries=shape.num_queries, output_dim=shape.output_dim,
     )  # fmt: skip
-    adapter = build_adapter(config)
-    with torch.no_grad():
-        for name, parameter in adapter.named_parameters():
-            if "norm" in name or name.endswith("bias"):
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-            elif name.endswith("queries"):
-                parameter.mul_(20)
-    return adapter.eval()
+    return as_if_trained(build_adapter(config))
 
 
 @emulated

@@ -16,6 +16,8 @@ from torch import Tensor
 from foresight.adapters import Adapter, adapter_config, build_adapter, load_adapter
 from foresight.runtime.prepared import PreparedAdapter, prepare
 
+from ..adapters.trained import as_if_trained
+
 BUCKETS = (16, 48)
 GRIDS = {"vlm_grid": (1, 6, 8), "dino_grid": (1, 5, 5)}
 NANO_ADAPTERS = Path(__file__).parents[2] / "models" / "weights" / "nano" / "adapters"
@@ -32,14 +34,7 @@ def make_adapter(architecture: str = "query", size: str = "5m", **sizes: int) ->
     """An adapter whose norms, biases and queries are as far from their start as training takes them."""
     grid = (2, 4, 6) if architecture == "cross_attention" else None
     widths = {"vlm_dim": 96, "dino_dim": 64, "output_dim": 160} | sizes
-    adapter = build_adapter(adapter_config(architecture, size, output_grid=grid, **widths))
-    with torch.no_grad():
-        for name, parameter in adapter.named_parameters():
-            if "norm" in name or name.endswith("bias"):
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-            elif name.endswith("queries"):
-                parameter.mul_(20)
-    return adapter.eval()
+    return as_if_trained(build_adapter(adapter_config(architecture, size, output_grid=grid, **widths)))
 
 
 def features(batch: int, tokens: int, adapter: Adapter, dino_tokens: int = 25) -> tuple[Tensor, Tensor]:
