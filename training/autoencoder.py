@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from foresight.training.clips import ClipPool
 from foresight.training.initialisation import centre_convolutions
@@ -60,8 +61,7 @@ class DecoderTask(AutoencoderTask):
         with torch.no_grad():
             mean = self.encode(video).chunk(2, 1)[0].float()
         prediction = self.decode(mean).float()
-        squared = (prediction - video).square().mean()
-        loss = video_loss(prediction, video) + SQUARED_ERROR_WEIGHT * squared
+        loss = video_loss(prediction, video) + SQUARED_ERROR_WEIGHT * mse_loss(prediction, video)
         return {"loss": loss, "psnr_db": mean_psnr(prediction, video)}
 
 

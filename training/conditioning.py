@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from foresight.training.losses import pixel_loss
 
@@ -175,7 +176,7 @@ class VelocityTask(nn.Module):
             with torch.no_grad():
                 wanted = self.decode(latents[:few])
             decoded = self.decode(estimate)
-            squared = (decoded.float() - wanted.float()).square().mean()
+            squared = mse_loss(decoded.float(), wanted.float())
             scalars["decoded"] = pixel_loss(decoded, wanted) + SQUARED_ERROR_WEIGHT * squared
             scalars["loss"] = scalars["loss"] + scalars["decoded"]
         return scalars

@@ -209,7 +209,7 @@ class NanoTraining:
                 vlm=self.load("vlm"),
                 dino=self.load("dino"),
                 dino_arch=ARCHITECTURE["dino"],
-                transformer=self.transformer,
+                transformer=self.best("transformer", "steering"),
                 vae=self.vae,
             )
         return self.stack_folder
@@ -223,18 +223,7 @@ class NanoTraining:
     @cached_property
     def vae(self) -> Any:
         """The finished autoencoder, with its decoder at its best."""
-        vae = self.load("vae")
-        if self.weights("decoder").exists():
-            load_model(vae, str(self.weights("decoder")))
-        return freeze(vae)
-
-    @cached_property
-    def transformer(self) -> Any:
-        """The finished transformer."""
-        transformer = self.load("transformer")
-        if self.weights("steering").exists():
-            load_model(transformer, str(self.weights("steering")))
-        return freeze(transformer)
+        return self.best("vae", "decoder")
 
     @cached_property
     def start(self) -> Stack | None:
@@ -293,6 +282,13 @@ class NanoTraining:
         adamw: tuple[str, ...] = task.ADAMW  # type: ignore[assignment]
         loss: Callable[[], dict[str, Tensor]] = task
         return Loop(task, loss, loop, self.config.run / stage, adamw=adamw).run(self.deadline)
+
+    def best(self, stage: str, later: str) -> Any:
+        """A finished stage's module for use, as a later stage has left it where that one is finished too."""
+        module = self.load(stage)
+        if self.weights(later).exists():
+            load_model(module, str(self.weights(later)))
+        return freeze(module)
 
     def keep(self, stage: str, module: nn.Module, name: str = "weights") -> bool:
         """Write a finished module's weights under a temporary name, then rename; always True."""

@@ -60,9 +60,15 @@ def test_training_goes_on_from_a_finished_stack(tmp_path: Path) -> None:
         (old.decoder.transformer.proj_in.bias, new.decoder.transformer.proj_in.bias),
     ):
         torch.testing.assert_close(after, before + 0.25, atol=2e-3, rtol=1e-3)
+    weight = load_file(tmp_path / "decoder" / "weights.safetensors")["decoder.conv_in.conv.weight"]
+    torch.testing.assert_close(new.decoder.vae.decoder.conv_in.conv.weight, weight, atol=1e-3, rtol=1e-3)
     video = torch.rand(1, 3, 9, 128, 192) * 2 - 1
     latents = old.latent_extractor(video)
     torch.testing.assert_close(new.latent_extractor(video), latents)
+    # All but what was shifted is as before.
+    with torch.no_grad():
+        new.decoder.vae.decoder.conv_in.conv.bias.sub_(0.25)
+    torch.testing.assert_close(new.decoder.decode(latents), old.decoder.decode(latents), atol=0.05, rtol=0)
     assert not (tmp_path / "stack" / "adapters" / "latent_10m").exists()
     load_adapter(new.adapter_folder("conditioning"), stack_fingerprint=new.fingerprint)
     with pytest.raises(ValueError, match="'vae' belongs in another run"):
