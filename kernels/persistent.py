@@ -154,8 +154,8 @@ class PersistentShape:
     @cached_property
     def exchange_elements(self) -> int:
         """Elements of one of the two sets of buffers through which blocks exchange results."""
-        wide = (9 + self.splits) * self.hidden_dim + self.ff_dim + 8 * self.num_heads
-        return self.num_layers * self.rows * wide
+        wide = (8 + self.splits) * self.hidden_dim + self.ff_dim + 8 * self.num_heads
+        return self.num_layers * (self.rows * wide + _divide_up(self.rows, 32) * 32 * self.hidden_dim)
 
     def _units(self, width: int) -> int:
         return _divide_up(width // 8, self.groups) if self.groups else width
@@ -223,8 +223,8 @@ class Buffers:
         self.statistics = torch.empty(max(self.splits), total, 2, device=device)
         self.context = torch.empty(total, h, dtype=dtype, device=device)
         # What lies behind the last token is multiplied by zero, and must not be NaN.
-        self.keys = torch.zeros(shape.num_layers, padded, h, dtype=dtype, device=device)
-        self.values = torch.zeros(shape.num_layers, h, padded, dtype=dtype, device=device)
+        self.keys = torch.zeros(shape.num_layers, padded * h, dtype=dtype, device=device)
+        self.values = torch.zeros(shape.num_layers, padded * h, dtype=dtype, device=device)
         self.exchange = torch.full((2, shape.exchange_elements), -1, dtype=torch.int16, device=device)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
         self.stamps = torch.zeros(shape.blocks, STAMPS, dtype=torch.int64, device=device)
@@ -289,8 +289,9 @@ class PersistentParameters:
 
     def __init__(self, shape: PersistentShape, weights: Weights) -> None:
         self.shape, self.weights = shape, weights
-        self.query = torch.zeros(shape.rows, shape.hidden_dim, dtype=shape.dtype, device=weights.query.device)
-        self.query[: shape.num_queries] = weights.query[0]
+        query = torch.zeros(shape.rows, shape.hidden_dim, dtype=shape.dtype, device=weights.query.device)
+        query[: shape.num_queries] = weights.query[0]
+        self.query = _placed(query)
         self._fragments: list[Tensor] = []
         products = [self._product(linear) for layer in weights.layers for linear in _steps(layer)]
         products += (self._product(weights.out, part, shape.out_passes) for part in range(shape.out_passes))
@@ -354,6 +355,12 @@ def fragments(weight: Tensor) -> Tensor:
     """A weight [N, K] as the chain reads it, [N / 8, K / 32, 32, 8]: by unit of rows, block of columns and lane."""
     units, blocks = weight.shape[0] // 8, weight.shape[1] // 32
     return weight.reshape(units, 8, blocks, 4, 8).transpose(1, 2).reshape(units, blocks, 32, 8).contiguous()
+
+
+def _placed(rows: Tensor) -> Tensor:
+    """Rows [N, K] as blocks exchange them, [N / 16, K / 32, 16, 32]; see `placed` in layout.cuh."""
+    n, k = rows.shape
+    return rows.reshape(n // 16, 16, k // 32, 32).transpose(1, 2).contiguous()
 
 
 def _divide_up(size: int, by: int) -> int:

@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   int thread = thread_index(), lane = thread & 31, block = block_index();
   Place at = {thread, thread / 32, lane >> 2, lane & 3, block % ROW_TILES * 16, block / ROW_TILES};
   // Of the launches before this one each left 3 GRID arrivals; those of this one are fewer until this block arrives.
-  unsigned long long launch = arrived(p.counter) / (3 * GRID), target = launch * 3 * GRID;
+  unsigned long long launch = arrived_before(p.counter) / (3 * GRID), target = launch * 3 * GRID;
   Element* exchange = p.exchange + (launch & 1) * EXCHANGE;
   if (thread < 2) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread);
   stamp(p.stamps, 0);

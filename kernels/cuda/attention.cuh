@@ -1,8 +1,8 @@
 // Attention of a block's rows in one head, as a step of the chain.
 
 // Merge what the warps found of their blocks of keys, rows `group` and `group` + 8 of each: largest score, sum and mixture. Writes as `attend`.
-DEVICE void merge_warps(const Place& at, unsigned char* shared, const float (&largest)[2], float (&total)[2], const float (&mixed)[8][4],
-                        Element* output, float* logs) {
+DEVICE void merge_warps(const Place& at, unsigned char* shared, int first_column, const float (&largest)[2], float (&total)[2],
+                        const float (&mixed)[8][4], Element* output, float* logs) {
   // Where the product before this may still be read.
   block_sync();
   constexpr int STRIDE = 72;
@@ -31,22 +31,22 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, const float (&la
     merged[0] += share * x.x, merged[1] += share * x.y, merged[2] += share * y.x, merged[3] += share * y.y;
   }
   float scale = sum == 0 ? 0 : reciprocal(sum);
-  Element* to = output + (at.rows + row) * HIDDEN + column;
+  Element* to = output + placed(at.rows + row, first_column + column, HIDDEN);
   publish(to, pack(merged[0] * scale, merged[1] * scale));
   publish(to + 2, pack(merged[2] * scale, merged[3] * scale));
   if (logs && (at.thread & 15) == 0) {
     float log = sum == 0 ? EMPTY : peak + logarithm_of_two(sum);
     publish(logs + (at.rows + row) * HEADS * 4, log != log ? 0x7fffffffu : __float_as_uint(log));
   }
-  // What follows waits before it writes where this reads; the kernel was measured with this barrier.
+  // What follows writes where this reads.
   block_sync();
 }
 
-// Attention of the block's rows in one head over blocks of 32 keys, a warp a block at a time. Keys [*, HEAD] and values [HEAD, *]
-// with their strides, `limit` of them; `count` keys take part. If `growing` they are still being written, and no warp has more than one
-// block. Writes [ROWS, HIDDEN] and, unless null, logs [ROWS, HEADS, 4].
-DEVICE void attend(const Place& at, unsigned char* shared, const Element* query, int query_stride, const Element* keys, int key_stride,
-                   const Element* values, int value_stride, int first, int last, int count, int limit, bool growing, Element* output, float* logs) {
+// Attention of the block's rows in the head of HEAD columns from `column` on, over blocks of 32 keys, a warp a block at a time. Queries and,
+// `key_column` columns further on, keys are `width` wide, `limit` of these; `count` keys take part. If `growing` they are still being written,
+// and no warp has more than one block. Writes [ROWS, HIDDEN] and, unless null, logs [ROWS, HEADS, 4].
+DEVICE void attend(const Place& at, unsigned char* shared, int column, const Element* query, const Element* keys, int width, int key_column,
+                   const Element* values, int first, int last, int count, int limit, bool growing, Element* output, float* logs) {
   float largest[2] = {EMPTY, EMPTY}, total[2] = {0, 0}, mixed[8][4] = {};
   uint4 q[2][2], k[4][2], v[8];
   bool first_time = true;
@@ -59,17 +59,18 @@ DEVICE void attend(const Place& at, unsigned char* shared, const Element* query,
       for (int tile = 0; tile < 4; tile++) {
         int key = base + (at.group >> 1) * 8 + tile * 2 + (at.group & 1);
 #pragma unroll
-        for (int half = 0; half < 2; half++) k[tile][half] = load_fresh(keys + min(key, limit - 1) * key_stride + half * 32 + at.quad * 8);
+        for (int half = 0; half < 2; half++)
+          k[tile][half] = load_fresh(keys + placed(min(key, limit - 1), key_column + column + half * 32 + at.quad * 8, width));
       }
 #pragma unroll
       for (int tile = 0; tile < 8; tile++)
-        v[tile] = load_fresh(values + (tile * 8 + at.group) * value_stride + min(base + at.quad * 8, limit - 8));
+        v[tile] = load_fresh(values + placed_value(min(base + at.quad * 8, limit - 8), column + tile * 8 + at.group));
     };
     load_keys_values();
     while (first_time) {
 #pragma unroll
       for (int i = 0; i < 4; i++)
-        q[i >> 1][i & 1] = load_fresh(query + (at.rows + at.group + (i & 1) * 8) * query_stride + (i >> 1) * 32 + at.quad * 8);
+        q[i >> 1][i & 1] = load_fresh(query + placed(at.rows + at.group + (i & 1) * 8, column + (i >> 1) * 32 + at.quad * 8, width));
       uint32_t largest = max(max(largest_word(q[0][0]), largest_word(q[0][1])), max(largest_word(q[1][0]), largest_word(q[1][1])));
       if (growing)
 #pragma unroll
@@ -117,7 +118,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, const Element* query,
       multiply_add(mixed[tile], weights[2][0], weights[2][1], weights[3][0], weights[3][1], v[tile].z, v[tile].w);
     }
   }
-  merge_warps(at, shared, largest, total, mixed, output, logs);
+  merge_warps(at, shared, column, largest, total, mixed, output, logs);
 }
 
 // Eight places of a row of an attention, of its parts over the context and their logs.
@@ -148,7 +149,7 @@ DEVICE uint4 merge(const uint4 (&parts)[SPLITS], uint4 log) {
 // Of the parts [SPLITS, ROWS, HIDDEN] of a head, with logs of their sums [ROWS, HEADS, 4], the blocks that made them merge every SPLITS-th
 // eight columns each, so that those who need the result do not all read all parts.
 DEVICE void merge_parts(const Place& at, int split, int head, const Element* parts, const uint32_t* logs, Element* merged) {
-  int row = at.rows + (at.thread >> 3), chunk = at.thread & 7;
+  int row = at.rows + (at.thread >> 3), chunk = at.thread & 7, place = placed(row, head * HEAD + chunk * 8, HIDDEN);
   // Whole warps, which wait together.
   if (at.thread >= 16 * 8) return;
   uint4 part[SPLITS], log;
@@ -157,11 +158,11 @@ DEVICE void merge_parts(const Place& at, int split, int head, const Element* par
     uint32_t largest = largest_log(log);
 #pragma unroll
     for (int s = 0; s < SPLITS; s++) {
-      part[s] = load_fresh(parts + (s * ROWS + row) * HIDDEN + head * HEAD + chunk * 8);
+      part[s] = load_fresh(parts + s * ROWS * HIDDEN + place);
       largest = max(largest, largest_word(part[s]));
     }
     return chunk % SPLITS == split ? largest : 0;
   });
   uint4 sum = merge(part, log);
-  if (chunk % SPLITS == split) publish_eight(merged + row * HIDDEN + head * HEAD + chunk * 8, sum);
+  if (chunk % SPLITS == split) publish_eight(merged + place, sum);
 }

@@ -51,14 +51,14 @@ DEVICE void fetch_weights(const Place& at, const Element* weight, int width, int
 // `meanwhile` is done while the first answer is on its way.
 template <int DIM, int BLOCKS, typename Meanwhile>
 DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2], Meanwhile meanwhile) {
-  const Element* from = x + (at.rows + at.group) * DIM + at.warp * 32 + at.quad * 8;
+  const Element* from = x + at.rows * DIM + at.warp * 512 + (at.thread & 31) * 8;
   bool first_time = true;
   await(REST, [&] {
 #pragma unroll
     for (int i = 0; i < BLOCKS; i++)
       if (at.warp + i * WARPS < DIM / 32)
 #pragma unroll
-        for (int half = 0; half < 2; half++) a[i][half] = load_fresh(from + half * 8 * DIM + i * WARPS * 32);
+        for (int half = 0; half < 2; half++) a[i][half] = load_fresh(from + half * 256 + i * WARPS * 512);
     if (first_time) meanwhile();
     first_time = false;
     uint32_t largest = 0;
@@ -168,22 +168,23 @@ struct Chain {
     float* parts = (float*)(shared + SLICES_AT);
     float2* row_sums = (float2*)(shared + SUMS_AT);
     uint4 a[BLOCKS][2] = {};
-    float2 bias[PASSES], column_sums[PASSES];
+    float2 bias[PASSES], column_sums[PASSES], sums[2];
     load_columns(p.products[step], units, norm, bias, column_sums);
     take<DIM>(at, own + input_of(kind), a, [&] { fetch_due(); });
     stamp(p.stamps, 6 + 2 * step);
+    if (norm) {
+      sum_rows(a, sums);
+      if (at.quad < 2) row_sums[at.warp * 16 + at.group + at.quad * 8] = at.quad ? sums[1] : sums[0];
+    }
     while (true) {
       float result[UNITS][4] = {};
       wait_for_bytes(arrival(turn), turn >> 1 & 1);
       multiply_rows<DIM>(at, a, region(turn), result);
-      float2 sums[2] = {};
-      if (norm) sum_rows(a, sums);
       // What the step before this has left there was read by all.
       block_sync();
-      if (norm && at.quad < 2) row_sums[at.warp * 16 + at.group + at.quad * 8] = at.quad ? sums[1] : sums[0];
+      float2 statistics = norm ? row_statistics(row_sums, at.thread >> 4) : make_float2(0, 1);
       keep_rows(at, result, parts);
       block_sync();
-      float2 statistics = norm ? row_statistics(row_sums, at.thread >> 4) : make_float2(0, 1);
       finish_columns(step, kind, own, units, statistics, bias, column_sums, parts);
       turn++;
       due = next_product(next_product(step));
@@ -243,14 +244,14 @@ struct Chain {
   DEVICE void write_columns(int step, int kind, Element* own, const Units& units, int inside, float2 value) {
     int row = at.rows + (at.thread >> 4), width = width_of(kind), column = units.first * 8 + inside;
     uint32_t pair = pack(value.x, value.y);
-    Element* to = own + output_of(kind) + row * (kind == QKV ? 2 * HIDDEN : width) + column;
+    Element* to = own + output_of(kind) + placed(row, column, kind == QKV ? 2 * HIDDEN : width);
     if (kind == KINDS) to = p.output + (step - OUT_STEP) * width + row * OUT + column;
     if (kind == QKV) {
       // Two rows of a column lie side by side among the values; the next row's thread is 16 lanes away.
       bool odd = row & 1;
       float other = warp_exchange(odd ? value.x : value.y, 16);
       if (column >= 2 * HIDDEN) {
-        to = own + VALUES + (column - 2 * HIDDEN + odd) * ROWS + row - odd;
+        to = own + VALUES + placed_value(row - odd, column - 2 * HIDDEN + odd);
         pair = odd ? pack(other, value.y) : pack(value.x, other);
       }
     }
@@ -266,12 +267,10 @@ struct Chain {
     int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32, each = divide_up(padded / 32, SPLITS);
     size_t start = (size_t)layer * padded * HIDDEN;
     int first = self ? 0 : split * each, last = self ? divide_up(QUERIES, 32) : min(padded / 32, first + each);
-    const Element *query = self ? own + QUERY_KEYS : layer ? own + QUERY : p.query;
-    const Element *keys = self ? own + QUERY_KEYS + HIDDEN : p.keys + start;
-    const Element *values = self ? own + VALUES + head * HEAD * ROWS : p.values + start + (size_t)head * HEAD * padded;
-    attend(at, shared, query + head * HEAD, self ? 2 * HIDDEN : HIDDEN, keys + head * HEAD, self ? 2 * HIDDEN : HIDDEN, values,
-           self ? ROWS : padded, first, last, self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded, self,
-           own + (self ? MIXED : PARTS + split * ROWS * HIDDEN) + head * HEAD, self ? nullptr : (float*)(own + LOGS) + head * 4 + split);
+    const Element *query = self ? own + QUERY_KEYS : layer ? own + QUERY : p.query, *keys = self ? own + QUERY_KEYS : p.keys + start;
+    attend(at, shared, head * HEAD, query, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, self ? own + VALUES : p.values + start, first, last,
+           self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded, self, own + (self ? MIXED : PARTS + split * ROWS * HIDDEN),
+           self ? nullptr : (float*)(own + LOGS) + head * 4 + split);
     if (!self) merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
   }
 

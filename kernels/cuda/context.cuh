@@ -13,8 +13,9 @@ struct Tile {
   float* parts;
   float2* statistics;
   Element *keys, *values;
+  int row, column;  // of keys and values, where the tile begins
   const float* bias;
-  int rows, padded, padded_rows;  // how many rows exist, the width of `values`, and how many rows keys and values have from here on
+  int rows, padded_rows;  // how many rows exist, and how many keys and values have from here on
 };
 
 // Write a thread's part of a tile: 2 rows, 8 apart, of every 8 columns.
@@ -43,7 +44,8 @@ DEVICE void keep_elements(const Place& at, unsigned char* shared, const Tile& ti
 #pragma unroll
     for (int i = 0; i < 128 * CHUNKS / THREADS; i++) {
       int down = (at.thread + i * THREADS) / CHUNKS, across = (at.thread + i * THREADS) % CHUNKS * 8;
-      if (down < tile.padded_rows) *(uint4*)(tile.keys + down * HIDDEN + across) = *(const uint4*)(lines + down * KEY_LINE + across);
+      if (down < tile.padded_rows) *(uint4*)(tile.keys + placed(tile.row + down, tile.column + across, HIDDEN)) =
+        *(const uint4*)(lines + down * KEY_LINE + across);
     }
   } else {
 #pragma unroll
@@ -61,7 +63,7 @@ DEVICE void keep_elements(const Place& at, unsigned char* shared, const Tile& ti
 #pragma unroll
       for (int i = 0; i < COLUMNS / 16; i++) {
         int down = (at.thread >> 4) + i * 16;
-        *(uint4*)(tile.values + down * tile.padded + across) = *(const uint4*)(lines + down * VALUE_LINE + across);
+        *(uint4*)(tile.values + placed_value(tile.row + across, tile.column + down)) = *(const uint4*)(lines + down * VALUE_LINE + across);
       }
   }
   block_sync();
@@ -168,11 +170,11 @@ DEVICE Tile projection_tile(const Parameters& p, int item) {
   size_t target = (size_t)split * (p.vlm_tokens + p.dino_tokens) + (vlm ? p.dino_tokens : 0) + row;
   return {(vlm ? p.vlm : p.dino) + (size_t)row * dim, weight + (size_t)across * COLUMNS * dim,
           (vlm ? min(p.lengths[0], tokens) : tokens) - row, dim, split * size, min(dim, (split + 1) * size),
-          p.partial + target * HIDDEN + across * COLUMNS, across ? nullptr : p.statistics + target, nullptr, nullptr, nullptr,
-          tokens - row, 0, 0};
+          p.partial + target * HIDDEN + across * COLUMNS, across ? nullptr : p.statistics + target, nullptr, nullptr, 0, 0, nullptr,
+          tokens - row, 0};
 }
 
-// keys [LAYERS, padded, HIDDEN] and values [LAYERS, HIDDEN, padded] of the context.
+// Keys and values [LAYERS, padded * HIDDEN] of the context.
 DEVICE int context_tiles(const Parameters& p) { return 2 * LAYERS * ACROSS * divide_up(p.vlm_tokens + p.dino_tokens, 128); }
 
 DEVICE Tile context_tile(const Parameters& p, int item) {
@@ -181,8 +183,8 @@ DEVICE Tile context_tile(const Parameters& p, int item) {
   int row = (item - part * ACROSS * down) / ACROSS * 128, column = part * HIDDEN + inside;
   Element* target = (part & 1 ? p.values : p.keys) + (size_t)(part >> 1) * padded * HIDDEN;
   return {p.context + (size_t)row * HIDDEN, p.keys_values.weight + (size_t)column * HIDDEN, total - row, HIDDEN, 0, HIDDEN,
-          nullptr, nullptr, part & 1 ? nullptr : target + (size_t)row * HIDDEN + inside,
-          part & 1 ? target + (size_t)inside * padded + row : nullptr, p.keys_values.bias + column, total - row, padded, padded - row};
+          nullptr, nullptr, part & 1 ? nullptr : target, part & 1 ? target : nullptr, row, inside, p.keys_values.bias + column, total - row,
+          padded - row};
 }
 
 // context [tokens, HIDDEN]: parts added, normalised, biases and positions added; a warp a token. What does not depend on the parts is

@@ -44,7 +44,8 @@ struct Parameters {
 };
 
 // Elements of a layer's exchange buffers.
-constexpr int QUERY_KEYS = 0, VALUES = QUERY_KEYS + 2 * ROWS * HIDDEN, MIXED = VALUES + ROWS * HIDDEN;
+constexpr int KEY_BLOCKS = (ROWS + 31) / 32;
+constexpr int QUERY_KEYS = 0, VALUES = QUERY_KEYS + 2 * ROWS * HIDDEN, MIXED = VALUES + 32 * KEY_BLOCKS * HIDDEN;
 constexpr int AFTER_SELF = MIXED + ROWS * HIDDEN, QUERY = AFTER_SELF + ROWS * HIDDEN, PARTS = QUERY + ROWS * HIDDEN;
 constexpr int ATTENDED = PARTS + SPLITS * ROWS * HIDDEN, AFTER_CROSS = ATTENDED + ROWS * HIDDEN, RAISED = AFTER_CROSS + ROWS * HIDDEN;
 constexpr int AFTER_FF = RAISED + ROWS * FF, LOGS = AFTER_FF + ROWS * HIDDEN;
@@ -67,6 +68,12 @@ constexpr int SLICES_AT = EVEN_REGION + ODD_REGION;
 constexpr int SUMS_AT = larger(STAGES * STAGE_BYTES, SLICES_AT + WARPS * 16 * LINE * 4);
 constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 2 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE, "kernels/persistent.py");
+
+// Where an element lies in what blocks exchange and in keys, [rows / 16, width / 32, 16, 32]: a fragment is one run of 512 bytes.
+DEVICE int placed(int row, int column, int width) { return (row / 16 * (width / 32) + column / 32) * 512 + row % 16 * 32 + column % 32; }
+
+// The same for values, which are read along the keys: [keys / 32, HIDDEN, 32].
+DEVICE int placed_value(int key, int column) { return (key / 32 * HIDDEN + column) * 32 + key % 32; }
 
 struct Place {
   int thread, warp, group, quad;  // group: lane / 4, a row or column of a fragment; quad: lane % 4, which eight of every 32 places

@@ -155,6 +155,13 @@ DEVICE unsigned long long arrived(const unsigned long long* counter) {
   return count;
 }
 
+// Without waiting for it where it stands.
+DEVICE unsigned long long arrived_before(const unsigned long long* counter) {
+  unsigned long long count;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(count) : "l"(counter) : "memory");
+  return count;
+}
+
 DEVICE void relax(int nanoseconds) { __nanosleep(nanoseconds); }
 
 // Where the time goes, for kernels that are compiled to tell.

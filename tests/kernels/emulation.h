@@ -243,5 +243,6 @@ inline void publish(void* to, uint32_t word) { std::memcpy(to, &word, 4); }
 inline void publish_eight(void* to, uint4 words) { std::memcpy(to, &words, 16); }
 inline void arrive(unsigned long long* counter) { ++*counter; }
 inline unsigned long long arrived(const unsigned long long* counter) { return *counter; }
+inline unsigned long long arrived_before(const unsigned long long* counter) { return *counter; }
 inline void relax(int) { emulation::yield(); }
 inline void stamp(unsigned long long*, int) {}
