@@ -221,11 +221,9 @@ class Buffers:
         dtype = shape.dtype
         self.partial = torch.empty(max(self.splits), total, h, device=device)
         self.statistics = torch.empty(max(self.splits), total, 2, device=device)
-        self.context = torch.empty(total, h, dtype=dtype, device=device)
-        # What lies behind the last token is multiplied by zero, and must not be NaN.
-        self.keys = torch.zeros(shape.num_layers, padded * h, dtype=dtype, device=device)
-        self.values = torch.zeros(shape.num_layers, padded * h, dtype=dtype, device=device)
-        self.exchange = torch.full((2, shape.exchange_elements), -1, dtype=torch.int16, device=device)
+        # A set holds what the chain exchanges, the context, and keys and values.
+        elements = shape.exchange_elements + (total + 2 * shape.num_layers * padded) * h
+        self.exchange = torch.full((2, elements), -1, dtype=torch.int16, device=device)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
         self.stamps = torch.zeros(shape.blocks, STAMPS, dtype=torch.int64, device=device)
         self.output = torch.empty(shape.num_queries, shape.output_dim, dtype=dtype, device=device)
@@ -266,7 +264,7 @@ def _plan_splits(shape: PersistentShape, vlm: int, dino: int) -> tuple[tuple[int
     return best[1], best[2]
 
 
-_SCRATCH = ("partial", "statistics", "context", "keys", "values", "exchange", "output", "counter", "stamps")
+_SCRATCH = ("partial", "statistics", "exchange", "output", "counter", "stamps")
 _COUNTS = ("vlm_tokens", "dino_tokens", "vlm_split", "vlm_splits", "dino_split", "dino_splits")
 
 

@@ -43,10 +43,10 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int first_column
 }
 
 // Attention of the block's rows in the head of HEAD columns from `column` on, over blocks of 32 keys, a warp a block at a time. Queries and,
-// `key_column` columns further on, keys are `width` wide, `limit` of these; `count` keys take part. If `growing` they are still being written,
-// and no warp has more than one block. Writes [ROWS, HIDDEN] and, unless null, logs [ROWS, HEADS, 4].
+// `key_column` columns further on, keys are `width` wide, `limit` of these; `count` keys take part. Writes [ROWS, HIDDEN] and, unless null,
+// logs [ROWS, HEADS, 4].
 DEVICE void attend(const Place& at, unsigned char* shared, int column, const Element* query, const Element* keys, int width, int key_column,
-                   const Element* values, int first, int last, int count, int limit, bool growing, Element* output, float* logs) {
+                   const Element* values, int first, int last, int count, int limit, Element* output, float* logs) {
   float largest[2] = {EMPTY, EMPTY}, total[2] = {0, 0}, mixed[8][4] = {};
   uint4 q[2][2], k[4][2], v[8];
   bool first_time = true;
@@ -66,19 +66,19 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
       for (int tile = 0; tile < 8; tile++)
         v[tile] = load_fresh(values + placed_value(min(base + at.quad * 8, limit - 8), column + tile * 8 + at.group));
     };
-    load_keys_values();
-    while (first_time) {
+    while (true) {
+      load_keys_values();
+      if (first_time)
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-        q[i >> 1][i & 1] = load_fresh(query + placed(at.rows + at.group + (i & 1) * 8, column + (i >> 1) * 32 + at.quad * 8, width));
+        for (int i = 0; i < 4; i++)
+          q[i >> 1][i & 1] = load_fresh(query + placed(at.rows + at.group + (i & 1) * 8, column + (i >> 1) * 32 + at.quad * 8, width));
       uint32_t largest = max(max(largest_word(q[0][0]), largest_word(q[0][1])), max(largest_word(q[1][0]), largest_word(q[1][1])));
-      if (growing)
 #pragma unroll
-        for (int tile = 0; tile < 8; tile++) largest = max(largest, max(largest_word(v[tile]), largest_word(k[tile >> 1][tile & 1])));
-      first_time = !warp_all(largest != UNWRITTEN);
-      if (first_time) relax(REST);
-      if (first_time && growing) load_keys_values();
+      for (int tile = 0; tile < 8; tile++) largest = max(largest, max(largest_word(v[tile]), largest_word(k[tile >> 1][tile & 1])));
+      if (warp_all(largest != UNWRITTEN)) break;
+      relax(REST);
     }
+    first_time = false;
     float scores[4][4] = {}, higher[2] = {largest[0], largest[1]};
 #pragma unroll
     for (int tile = 0; tile < 4; tile++) {

@@ -128,11 +128,29 @@ DEVICE float gelu(float x) {
   return 0.5f * x * (1 + (x < 0 ? -erf : erf));
 }
 
+// Makes the other set ready for the next launch, some of it in every step while answers are on their way.
+struct Clearing {
+  uint4 *next, *end;
+  int each;
+  DEVICE Clearing(const Exchange& other) {
+    next = (uint4*)other.chain + block_index() * THREADS + thread_index();
+    end = (uint4*)other.end;
+    each = divide_up((int)(end - (uint4*)other.chain), GRID * THREADS * PRODUCTS);
+  }
+  DEVICE void advance() {
+    for (int i = 0; i < each && next < end; i++, next += GRID * THREADS) *next = make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN);
+  }
+  DEVICE void finish() {
+    while (next < end) advance();
+  }
+};
+
 struct Chain {
   const Parameters& p;
   Place at;
   unsigned char* shared;
-  Element* exchange;
+  const Exchange& exchange;
+  Clearing clearing;
   float2 residual;  // of this thread's columns, where a product has one
   int turn;         // of products; its parity says which region of weights is meant
   int due;          // the product whose weights are to be asked for, in the region of the product before last
@@ -170,7 +188,7 @@ struct Chain {
     uint4 a[BLOCKS][2] = {};
     float2 bias[PASSES], column_sums[PASSES], sums[2];
     load_columns(p.products[step], units, norm, bias, column_sums);
-    take<DIM>(at, own + input_of(kind), a, [&] { fetch_due(); });
+    take<DIM>(at, own + input_of(kind), a, [&] { fetch_due(), clearing.advance(); });
     stamp(p.stamps, 6 + 2 * step);
     if (norm) {
       sum_rows(a, sums);
@@ -260,16 +278,16 @@ struct Chain {
 
   DEVICE void attend_in(int kind, int layer) {
     fetch_due();
-    Element* own = exchange + layer * LAYER_EXCHANGE;
+    Element* own = exchange.chain + layer * LAYER_EXCHANGE;
     int head = at.share % HEADS, split = at.share / HEADS;
     if (split >= (kind == SELF_ATTEND ? 1 : SPLITS)) return;
     bool self = kind == SELF_ATTEND;
     int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32, each = divide_up(padded / 32, SPLITS);
     size_t start = (size_t)layer * padded * HIDDEN;
     int first = self ? 0 : split * each, last = self ? divide_up(QUERIES, 32) : min(padded / 32, first + each);
-    const Element *query = self ? own + QUERY_KEYS : layer ? own + QUERY : p.query, *keys = self ? own + QUERY_KEYS : p.keys + start;
-    attend(at, shared, head * HEAD, query, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, self ? own + VALUES : p.values + start, first, last,
-           self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded, self, own + (self ? MIXED : PARTS + split * ROWS * HIDDEN),
+    const Element *query = self ? own + QUERY_KEYS : layer ? own + QUERY : p.query, *keys = self ? own + QUERY_KEYS : exchange.keys + start;
+    attend(at, shared, head * HEAD, query, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, self ? own + VALUES : exchange.values + start, first, last,
+           self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded, own + (self ? MIXED : PARTS + split * ROWS * HIDDEN),
            self ? nullptr : (float*)(own + LOGS) + head * 4 + split);
     if (!self) merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
   }
@@ -282,7 +300,7 @@ struct Chain {
         attend_in(kind, layer);
         stamp(p.stamps, 7 + 2 * step);
       } else {
-        Element* own = exchange + layer * LAYER_EXCHANGE;
+        Element* own = exchange.chain + layer * LAYER_EXCHANGE;
         if (kind == DOWN) product<FF, NARROW>(step, kind, own);
         else if (width_of(kind) == HIDDEN) product<HIDDEN, NARROW>(step, kind, own);
         else product<HIDDEN, WIDE>(step, kind, own);

@@ -5,13 +5,14 @@ DEVICE void* staged(unsigned char* stage, int row, int chunk) {
 }
 
 // A tile [128, COLUMNS] of a product: rows of `a` beyond `a_rows` count as zeros, `b` has COLUMNS; both are row-major, `dim` a row,
-// and the contracted axis runs from `first` to `last`. It goes to `parts` as floats, with the sums and
-// squares of a's rows to `statistics` unless null; or with a bias to `keys` or transposed to `values`.
+// and the contracted axis runs from `first` to `last`. It goes to `parts` as floats, with the sums and squares of some of a's rows to
+// `statistics`; or with a bias to `keys` or to `values`.
 struct Tile {
   const Element *a, *b;
   int a_rows, dim, first, last;
   float* parts;
-  float2* statistics;
+  float2* statistics;  // of STATISTICS_ROWS rows from `statistics_row` on
+  int statistics_row;
   Element *keys, *values;
   int row, column;  // of keys and values, where the tile begins
   const float* bias;
@@ -44,8 +45,8 @@ DEVICE void keep_elements(const Place& at, unsigned char* shared, const Tile& ti
 #pragma unroll
     for (int i = 0; i < 128 * CHUNKS / THREADS; i++) {
       int down = (at.thread + i * THREADS) / CHUNKS, across = (at.thread + i * THREADS) % CHUNKS * 8;
-      if (down < tile.padded_rows) *(uint4*)(tile.keys + placed(tile.row + down, tile.column + across, HIDDEN)) =
-        *(const uint4*)(lines + down * KEY_LINE + across);
+      if (down < tile.padded_rows)
+        publish_eight(tile.keys + placed(tile.row + down, tile.column + across, HIDDEN), *(const uint4*)(lines + down * KEY_LINE + across));
     }
   } else {
 #pragma unroll
@@ -63,7 +64,7 @@ DEVICE void keep_elements(const Place& at, unsigned char* shared, const Tile& ti
 #pragma unroll
       for (int i = 0; i < COLUMNS / 16; i++) {
         int down = (at.thread >> 4) + i * 16;
-        *(uint4*)(tile.values + placed_value(tile.row + across, tile.column + down)) = *(const uint4*)(lines + down * VALUE_LINE + across);
+        publish_eight(tile.values + placed_value(tile.row + across, tile.column + down), *(const uint4*)(lines + down * VALUE_LINE + across));
       }
   }
   block_sync();
@@ -92,68 +93,120 @@ DEVICE void load_weights(const Place& at, unsigned char* shared, const Tile& til
   if (tile.first + step * 64 < tile.last) load_rows<COLUMNS>(at, stage_of(shared, step) + 128 * 128, tile, step, tile.b, COLUMNS);
 }
 
-// The weights of a tile's first stages, which need not wait for what makes its input.
-DEVICE void load_weights_ahead(const Place& at, unsigned char* shared, const Tile& tile) {
-#pragma unroll 1
-  for (int step = 0; step < STAGES - 1; step++) load_weights(at, shared, tile, step);
+constexpr int LEAD = 3;
+constexpr int ACROSS = HIDDEN / COLUMNS;
+// Tiles side by side share the statistics of their rows; eight threads take a row.
+constexpr int STATISTICS_ROWS = divide_up(128, ACROSS), STATISTICS_PASSES = divide_up(STATISTICS_ROWS, THREADS / 8);
+
+// Add what a stage [128, 64] says of the thread's rows.
+DEVICE void add_statistics(const Place& at, const Tile& tile, unsigned char* stage, float2 (&sums)[STATISTICS_PASSES]) {
+#pragma unroll
+  for (int pass = 0; pass < STATISTICS_PASSES; pass++) {
+    int row = min(tile.statistics_row + (at.thread >> 3) + pass * (THREADS / 8), 127);
+    uint4 chunk = *(const uint4*)staged(stage, row, at.thread & 7);
+    const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      float2 pair = unpack(words[i]);
+      sums[pass].x += pair.x + pair.y;
+      sums[pass].y += pair.x * pair.x + pair.y * pair.y;
+    }
+  }
 }
 
-constexpr int SHORT_LEAD = 3;
-
-// `ahead` says that `load_weights_ahead` was called: then all stages are asked for at once, else a few, so as to begin early.
-DEVICE void multiply_tile(const Place& at, unsigned char* shared, const Tile& tile, bool ahead) {
-  int row = at.warp * 16 + at.group, column = at.quad * 2, lead = ahead ? STAGES - 1 : SHORT_LEAD;
-  float sums[COLUMNS / 8][4] = {}, total = 0, squares = 0;
-  float2 bias[COLUMNS / 8] = {};
-  if (tile.bias)
+DEVICE void keep_statistics(const Place& at, const Tile& tile, const float2 (&sums)[STATISTICS_PASSES]) {
 #pragma unroll
-    for (int i = 0; i < COLUMNS / 8; i++) bias[i] = *(const float2*)(tile.bias + column + i * 8);
+  for (int pass = 0; pass < STATISTICS_PASSES; pass++) {
+    float2 sum = sums[pass];
+#pragma unroll
+    for (int mask = 1; mask < 8; mask *= 2) sum.x += warp_exchange(sum.x, mask), sum.y += warp_exchange(sum.y, mask);
+    int inside = (at.thread >> 3) + pass * (THREADS / 8), row = tile.statistics_row + inside;
+    if ((at.thread & 7) == 0 && inside < STATISTICS_ROWS && row < min(tile.rows, 128)) tile.statistics[row] = sum;
+  }
+}
+
+// A tile whose operands both lie ready.
+DEVICE void multiply_tile(const Place& at, unsigned char* shared, const Tile& tile) {
+  float sums[COLUMNS / 8][4] = {};
+  float2 statistics[STATISTICS_PASSES] = {};
 #pragma unroll 1
-  for (int step = 0; step < lead; step++) {
-    if (!ahead) load_weights(at, shared, tile, step);
+  for (int step = 0; step < LEAD; step++) {
+    load_weights(at, shared, tile, step);
     load_input(at, shared, tile, step);
     copy_commit();
   }
 #pragma unroll 1
   for (int step = 0; tile.first + step * 64 < tile.last; step++) {
-    if (ahead) copy_wait<STAGES - 2>();
-    else copy_wait<SHORT_LEAD - 1>();
+    copy_wait<LEAD - 1>();
     fence_copies();
-    // The longer lead asks for the stage of the step before this, which may still be multiplied.
-    if (ahead && tile.first + (step + lead) * 64 < tile.last) multiplied(sums);
     block_sync();
-    load_weights(at, shared, tile, step + lead);
-    load_input(at, shared, tile, step + lead);
+    load_weights(at, shared, tile, step + LEAD);
+    load_input(at, shared, tile, step + LEAD);
     copy_commit();
     unsigned char* stage = stage_of(shared, step);
     multiply_stage(sums, stage + at.warp / 4 * 64 * 128, stage + 128 * 128);
-    // Meanwhile two threads take the statistics of a row.
-    if (tile.statistics)
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        uint4 chunk = *(const uint4*)staged(stage, at.thread >> 1, (at.thread & 1) * 4 + i);
-        const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-          float2 pair = unpack(words[j]);
-          total += pair.x + pair.y;
-          squares += pair.x * pair.x + pair.y * pair.y;
-        }
-      }
+    add_statistics(at, tile, stage, statistics);
     multiplied_before();
   }
   multiplied(sums);
   copy_wait<0>();
   block_sync();
-  if (tile.parts) keep_parts(tile, row, column, sums);
-  else keep_elements(at, shared, tile, row, column, sums, bias);
-  if (tile.statistics) {
-    total += warp_exchange(total, 1), squares += warp_exchange(squares, 1);
-    if ((at.thread & 1) == 0 && at.thread >> 1 < tile.rows) tile.statistics[at.thread >> 1] = make_float2(total, squares);
-  }
+  keep_parts(tile, at.warp * 16 + at.group, at.quad * 2, sums);
+  keep_statistics(at, tile, statistics);
 }
 
-constexpr int ACROSS = HIDDEN / COLUMNS;
+// The weights of as many steps as there are stages, which need not wait for what makes a tile's input.
+DEVICE void load_stage_weights(const Place& at, unsigned char* shared, const Tile& tile, int first) {
+#pragma unroll 1
+  for (int step = first; step < first + STAGES; step++) load_weights(at, shared, tile, step);
+  copy_commit();
+}
+
+// A tile whose input others are writing, with `ahead` if the weights of its first stages are under way.
+DEVICE void multiply_growing_tile(const Place& at, unsigned char* shared, const Tile& tile, bool ahead) {
+  int row = at.warp * 16 + at.group, column = at.quad * 2;
+  float sums[COLUMNS / 8][4] = {};
+  float2 bias[COLUMNS / 8];
+#pragma unroll
+  for (int i = 0; i < COLUMNS / 8; i++) bias[i] = *(const float2*)(tile.bias + column + i * 8);
+#pragma unroll 1
+  for (int first = 0; first * 64 < tile.last; first += STAGES) {
+    if (!ahead || first) load_stage_weights(at, shared, tile, first);
+    uint4 rows[STAGES][4];
+    auto ask = [&](int stage) {
+      int place = (first + stage) * 64 + (at.thread & 7) * 8;
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        int row = (at.thread >> 3) + i * 32;
+        rows[stage][i] = make_uint4(0, 0, 0, 0);
+        if (row < tile.a_rows && place < tile.last) rows[stage][i] = load_fresh(tile.a + (size_t)row * tile.dim + place);
+      }
+    };
+#pragma unroll
+    for (int stage = 0; stage < STAGES; stage++) ask(stage);
+    copy_wait<0>();
+#pragma unroll
+    for (int stage = 0; stage < STAGES; stage++) {
+      while (true) {
+        uint32_t largest = 0;
+#pragma unroll
+        for (int i = 0; i < 4; i++) largest = max(largest, largest_word(rows[stage][i]));
+        if (warp_all(largest != UNWRITTEN)) break;
+        relax(REST);
+        ask(stage);
+      }
+      unsigned char* target = stage_of(shared, stage);
+#pragma unroll
+      for (int i = 0; i < 4; i++) *(uint4*)staged(target, (at.thread >> 3) + i * 32, at.thread & 7) = rows[stage][i];
+      fence_copies();
+      block_sync();
+      if ((first + stage) * 64 < tile.last) multiply_stage(sums, target + at.warp / 4 * 64 * 128, target + 128 * 128);
+    }
+    multiplied(sums);
+    block_sync();
+  }
+  keep_elements(at, shared, tile, row, column, sums, bias);
+}
 
 // Parts of x W of both encoders' raw tokens: partial [splits, tokens, HIDDEN], DINO's tokens first.
 DEVICE int projection_tiles(const Parameters& p) {
@@ -170,27 +223,27 @@ DEVICE Tile projection_tile(const Parameters& p, int item) {
   size_t target = (size_t)split * (p.vlm_tokens + p.dino_tokens) + (vlm ? p.dino_tokens : 0) + row;
   return {(vlm ? p.vlm : p.dino) + (size_t)row * dim, weight + (size_t)across * COLUMNS * dim,
           (vlm ? min(p.lengths[0], tokens) : tokens) - row, dim, split * size, min(dim, (split + 1) * size),
-          p.partial + target * HIDDEN + across * COLUMNS, across ? nullptr : p.statistics + target, nullptr, nullptr, 0, 0, nullptr,
+          p.partial + target * HIDDEN + across * COLUMNS, p.statistics + target, across * STATISTICS_ROWS, nullptr, nullptr, 0, 0, nullptr,
           tokens - row, 0};
 }
 
 // Keys and values [LAYERS, padded * HIDDEN] of the context.
 DEVICE int context_tiles(const Parameters& p) { return 2 * LAYERS * ACROSS * divide_up(p.vlm_tokens + p.dino_tokens, 128); }
 
-DEVICE Tile context_tile(const Parameters& p, int item) {
+DEVICE Tile context_tile(const Parameters& p, const Exchange& exchange, int item) {
   int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32, down = divide_up(total, 128);
   int part = item / (ACROSS * down), inside = (item - part * ACROSS * down) % ACROSS * COLUMNS;
   int row = (item - part * ACROSS * down) / ACROSS * 128, column = part * HIDDEN + inside;
-  Element* target = (part & 1 ? p.values : p.keys) + (size_t)(part >> 1) * padded * HIDDEN;
-  return {p.context + (size_t)row * HIDDEN, p.keys_values.weight + (size_t)column * HIDDEN, total - row, HIDDEN, 0, HIDDEN,
-          nullptr, nullptr, part & 1 ? nullptr : target, part & 1 ? target : nullptr, row, inside, p.keys_values.bias + column, total - row,
+  Element* target = (part & 1 ? exchange.values : exchange.keys) + (size_t)(part >> 1) * padded * HIDDEN;
+  return {exchange.context + (size_t)row * HIDDEN, p.keys_values.weight + (size_t)column * HIDDEN, total - row, HIDDEN, 0, HIDDEN,
+          nullptr, nullptr, 0, part & 1 ? nullptr : target, part & 1 ? target : nullptr, row, inside, p.keys_values.bias + column, total - row,
           padded - row};
 }
 
 // context [tokens, HIDDEN]: parts added, normalised, biases and positions added; a warp a token. What does not depend on the parts is
 // asked for before `wait`.
 template <typename Wait>
-DEVICE void finish(const Parameters& p, const Place& at, int token, Wait wait) {
+DEVICE void finish(const Parameters& p, const Place& at, Element* context, int token, Wait wait) {
   constexpr int PAIRS = HIDDEN / 64;
   int total = p.vlm_tokens + p.dino_tokens, lane = at.thread & 31;
   bool exists = token < total, dino = token < p.dino_tokens;
@@ -202,7 +255,7 @@ DEVICE void finish(const Parameters& p, const Place& at, int token, Wait wait) {
 #pragma unroll
   for (int i = 0; i < PAIRS; i++) sum[i] = column_sums[i * 32], place[i] = table[i * 32];
   wait();
-#pragma unroll 4
+#pragma unroll 8
   for (int split = 0; split < splits; split++) {
     size_t row = (size_t)split * total + token;
     const float2* part = (const float2*)(p.partial + row * HIDDEN) + lane;
@@ -220,6 +273,6 @@ DEVICE void finish(const Parameters& p, const Place& at, int token, Wait wait) {
 #pragma unroll
   for (int i = 0; i < PAIRS; i++)
     if (exists)
-      *(uint32_t*)(p.context + (size_t)token * HIDDEN + (i * 32 + lane) * 2) =
-          pack(scale * (value[i].x - mean * sum[i].x) + place[i].x, scale * (value[i].y - mean * sum[i].y) + place[i].y);
+      publish(context + (size_t)token * HIDDEN + (i * 32 + lane) * 2,
+              pack(scale * (value[i].x - mean * sum[i].x) + place[i].x, scale * (value[i].y - mean * sum[i].y) + place[i].y));
 }

@@ -16,6 +16,7 @@ constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
 // The steps of a layer; the first layer starts at CROSS_ATTEND. Behind the last layer come the parts of the output.
 enum Kind { QKV, SELF_ATTEND, SELF_OUT, QUERY_OUT, CROSS_ATTEND, CROSS_OUT, UP, DOWN, KINDS };
 constexpr int OUT_STEP = LAYERS * KINDS, LAST_STEP = OUT_STEP + OUT_PASSES;
+constexpr int PRODUCTS = 3 + 6 * (LAYERS - 1) + 1;  // with an input of their own
 constexpr uint32_t UNWRITTEN = 0xffffffffu;
 constexpr int REST = 100;  // nanoseconds between two looks at a step's input
 constexpr float EPS = 1e-5f, EMPTY = -1e30f, SCORE_SCALE = 1.4426950408889634f / 8;
@@ -38,7 +39,7 @@ struct Parameters {
   Linear products[LAST_STEP];  // of every step that is one
   float* partial;
   float2* statistics;
-  Element *context, *keys, *values, *exchange, *output;
+  Element *exchange, *output;
   unsigned long long *counter, *stamps;
   int vlm_tokens, dino_tokens, vlm_split, vlm_splits, dino_split, dino_splits;
 };
@@ -50,6 +51,19 @@ constexpr int AFTER_SELF = MIXED + ROWS * HIDDEN, QUERY = AFTER_SELF + ROWS * HI
 constexpr int ATTENDED = PARTS + SPLITS * ROWS * HIDDEN, AFTER_CROSS = ATTENDED + ROWS * HIDDEN, RAISED = AFTER_CROSS + ROWS * HIDDEN;
 constexpr int AFTER_FF = RAISED + ROWS * FF, LOGS = AFTER_FF + ROWS * HIDDEN;
 constexpr int LAYER_EXCHANGE = LOGS + 2 * 4 * ROWS * HEADS, EXCHANGE = LAYERS * LAYER_EXCHANGE;
+
+// One of the two sets of buffers: [EXCHANGE] for the chain, the context [tokens, HIDDEN], keys and values [LAYERS, padded * HIDDEN].
+struct Exchange {
+  Element *chain, *context, *keys, *values, *end;
+  DEVICE Exchange(const Parameters& p, int set) {
+    int total = p.vlm_tokens + p.dino_tokens, padded = (total + 31) / 32 * 32;
+    chain = p.exchange + (size_t)set * (EXCHANGE + (total + 2 * LAYERS * padded) * HIDDEN);
+    context = chain + EXCHANGE;
+    keys = context + total * HIDDEN;
+    values = keys + LAYERS * padded * HIDDEN;
+    end = values + LAYERS * padded * HIDDEN;
+  }
+};
 
 __host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
 
