@@ -21,9 +21,11 @@ from torch import Tensor
 __all__ = ["STAMPS", "Buffers", "PersistentParameters", "PersistentShape", "Weights", "persistent_source"]
 
 _FOLDER = Path(__file__).parent / "cuda"
-_SOURCES = ("layout.cuh", "context.cuh", "attention.cuh", "chain.cuh", "adapter.cu")
+_SOURCES = ("layout.cuh", "projection.cuh", "keys_values.cuh", "attention.cuh", "chain.cuh", "adapter.cu")
 _TILE = 128
 _WIDEST = 3072
+# Columns of keys and values that a block makes.
+_KEY_VALUE_COLUMNS = 144
 STAMPS = 128
 
 
@@ -149,7 +151,9 @@ class PersistentShape:
         h, widest = self.hidden_dim, max(self.hidden_dim, self.ff_dim)
         narrow, wide = self._units(h), max(map(self._units, self._wide_widths))
         regions = 16 * (max(narrow * widest, wide * h) + max(narrow, wide) * h)
-        return max(7 * (_TILE + self.columns) * 128, regions + 8 * 16 * 88 * 4) + 1024 + 2 * 8
+        lines = 2 * (64 * (_KEY_VALUE_COLUMNS + 8) + _KEY_VALUE_COLUMNS * 72)
+        keys_values = (64 + _KEY_VALUE_COLUMNS) * h * 2 + (lines if 64 * h * 2 < lines else 0)
+        return max(7 * (_TILE + self.columns) * 128, keys_values, regions + 8 * 16 * 88 * 4) + 1024 + 2 * 8
 
     @cached_property
     def exchange_elements(self) -> int:
@@ -174,6 +178,7 @@ class PersistentShape:
             "LAYERS": self.num_layers,
             "GRID": self.blocks,
             "COLUMNS": self.columns,
+            "KV_COLUMNS": _KEY_VALUE_COLUMNS,
             "EXPECTED_SHARED_BYTES": self.shared_bytes,
             "EXPECTED_EXCHANGE": self.exchange_elements,
         }
@@ -184,19 +189,21 @@ def persistent_source(shape: PersistentShape, primitives: str | None = None) -> 
     """The kernel's source for `shape`, with the hardware's instructions or with other `primitives`."""
     if primitives is None:
         own = (_FOLDER / "primitives.cuh").read_text(encoding="utf-8")
-        primitives = own.replace("// {multiply_warpgroup}", _multiply_warpgroup(shape))
+        columns = sorted({shape.columns, _KEY_VALUE_COLUMNS // 2})
+        products = "\n\n".join(_multiply_warpgroup(shape.dtype, n) for n in columns)
+        primitives = own.replace("// {multiply_warpgroup}", products)
     return primitives + "".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SOURCES)
 
 
-def _multiply_warpgroup(shape: PersistentShape) -> str:
+def _multiply_warpgroup(dtype: torch.dtype, columns: int) -> str:
     """The instruction for [64, 16] x [16, columns], and to wait for it, which name each of its registers."""
-    count = shape.columns // 2
-    kind = "f16" if shape.dtype == torch.float16 else "bf16"
+    count = columns // 2
+    kind = "f16" if dtype == torch.float16 else "bf16"
     registers = ", ".join(f"%{i}" for i in range(count))
     operands = ", ".join(f'"+f"(sums[{i // 4}][{i % 4}])' for i in range(count))
     return (
         f"DEVICE void multiply_warpgroup(float (&sums)[{count // 4}][4], uint64_t a, uint64_t b) {{\n"
-        f'  asm volatile("wgmma.mma_async.sync.aligned.m64n{shape.columns}k16.f32.{kind}.{kind} "\n'
+        f'  asm volatile("wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} "\n'
         f'               "{{{registers}}}, %{count}, %{count + 1}, 1, 1, 1, 0, 0;"\n'
         f'               : {operands} : "l"(a), "l"(b));\n}}\n\n'
         f"DEVICE void multiplied(float (&sums)[{count // 4}][4]) {{\n"
@@ -219,8 +226,9 @@ class Buffers:
         total, h = vlm_tokens + dino_tokens, shape.hidden_dim
         padded = _divide_up(total, 32) * 32
         dtype = shape.dtype
-        self.partial = torch.empty(max(self.splits), total, h, device=device)
-        self.statistics = torch.empty(max(self.splits), total, 2, device=device)
+        groups = _divide_up(vlm_tokens, 16) + _divide_up(dino_tokens, 16)
+        self.partial = torch.empty(max(self.splits), groups * 16, h, device=device)
+        self.statistics = torch.empty(max(self.splits), groups * 16, 2, device=device)
         # A set holds what the chain exchanges, the context, and keys and values.
         elements = shape.exchange_elements + (total + 2 * shape.num_layers * padded) * h
         self.exchange = torch.full((2, elements), -1, dtype=torch.int16, device=device)

@@ -20,21 +20,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   if (thread < 2) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread);
   stamp(p.stamps, 0);
 #pragma unroll 1
-  for (int item = block; item < projection_tiles(p); item += GRID) multiply_tile(at, shared, projection_tile(p, item));
+  for (int item = block; item < projection_tiles(p); item += GRID) project(at, shared, projection_tile(p, item));
   stamp(p.stamps, 1);
-  int first = at.warp * GRID + block;
-#pragma unroll 1
-  for (int token = first; token == first || token < p.vlm_tokens + p.dino_tokens; token += GRID * WARPS)
-    finish(p, at, exchange.context, token, [&] {
-      if (token == first) wait_for_all(p.counter, (launch + 1) * GRID, [&] {
-        if (block < context_tiles(p)) load_stage_weights(at, shared, context_tile(p, exchange, block), 0);
-        prefetch_weights(p);
-      });
-    });
+  KeysValues keys_values = {p, at, shared, exchange};
+  wait_for_all(p.counter, (launch + 1) * GRID, [&] {
+    keys_values.load_weights();
+    prefetch_weights(p);
+  });
+  stamp(p.stamps, 2);
+  finish_context(p, exchange.context);
   stamp(p.stamps, 3);
-#pragma unroll 1
-  for (int item = block; item < context_tiles(p); item += GRID)
-    multiply_growing_tile(at, shared, context_tile(p, exchange, item), item == block);
+  keys_values.run();
   stamp(p.stamps, 4);
   Clearing clearing(Exchange(p, ~launch & 1));
   if (at.share >= GROUPS) return clearing.finish();

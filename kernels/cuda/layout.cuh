@@ -79,7 +79,10 @@ static_assert(NARROW <= 4 && WIDE <= 10, "columns of a block");
 constexpr int STAGES = 7, STAGE_BYTES = (128 + COLUMNS) * 128, LINE = 88;
 constexpr int EVEN_REGION = 16 * larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), ODD_REGION = 16 * larger(NARROW, WIDE) * HIDDEN;
 constexpr int SLICES_AT = EVEN_REGION + ODD_REGION;
-constexpr int SUMS_AT = larger(STAGES * STAGE_BYTES, SLICES_AT + WARPS * 16 * LINE * 4);
+// What the keys' and values' product reads, and the lines that it leaves, where its input was unless that is too small.
+constexpr int KEY_LINE = KV_COLUMNS + 8, VALUE_LINE = 64 + 8, LINES_BYTES = 2 * (64 * KEY_LINE + KV_COLUMNS * VALUE_LINE);
+constexpr int KV_BYTES = (64 + KV_COLUMNS) * HIDDEN * 2, LINES_AT = 64 * HIDDEN * 2 < LINES_BYTES ? KV_BYTES : 0;
+constexpr int SUMS_AT = larger(larger(STAGES * STAGE_BYTES, larger(KV_BYTES, LINES_AT + LINES_BYTES)), SLICES_AT + WARPS * 16 * LINE * 4);
 constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 2 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE, "kernels/persistent.py");
 

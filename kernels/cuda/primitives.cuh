@@ -55,10 +55,11 @@ DEVICE uint64_t matrix_descriptor(const unsigned char* rows) {
 
 // {multiply_warpgroup}
 
-// Begin sums [64, COLUMNS] += a [64, 64] b [COLUMNS, 64] transposed, by four warps together, done after `multiplied`. Both lie in shared
-// memory, 128 bytes a row, their 16-byte chunks swizzled by `staged` of context.cuh; a warp's 16 rows of the result lie as those of
+// Begin sums [64, 8 TILES] += a [64, 64] b [8 TILES, 64] transposed, by four warps together, done after `multiplied`. Both lie in shared
+// memory, 128 bytes a row, their 16-byte chunks swizzled by `staged` of projection.cuh; a warp's 16 rows of the result lie as those of
 // `multiply_add` do.
-DEVICE void multiply_stage(float (&sums)[COLUMNS / 8][4], const unsigned char* a, const unsigned char* b) {
+template <int TILES>
+DEVICE void multiply_stage(float (&sums)[TILES][4], const unsigned char* a, const unsigned char* b) {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
   uint64_t from_a = matrix_descriptor(a), from_b = matrix_descriptor(b);
 #pragma unroll
@@ -138,6 +139,10 @@ DEVICE uint4 load_fresh(const void* from) {
 
 DEVICE void publish(void* to, uint32_t word) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" :: "l"(to), "r"(word) : "memory");
+}
+
+DEVICE void publish_four(void* to, uint2 words) {
+  asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" :: "l"(to), "r"(words.x), "r"(words.y) : "memory");
 }
 
 DEVICE void publish_eight(void* to, uint4 words) {

@@ -19,14 +19,17 @@
 #define SHARED(name) unsigned char* name = emulation::current->block->shared.get()
 
 struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
+struct uint2 { uint32_t x, y; };
 struct uint4 { uint32_t x, y, z, w; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 template <typename T> T min(T a, T b) { return a < b ? a : b; }
 template <typename T> T max(T a, T b) { return a < b ? b : a; }
 inline float __uint_as_float(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
 inline uint32_t __float_as_uint(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
-inline float2 __ldcg(const float2* from) { return *from; }
+template <typename T> T __ldcg(const T* from) { return *from; }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 
 namespace emulation {
@@ -190,7 +193,8 @@ inline void multiply_add(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2
   meet(warp().meeting, 32);
 }
 
-inline void multiply_stage(float (&sums)[COLUMNS / 8][4], const unsigned char* a, const unsigned char* b) {
+template <int TILES>
+inline void multiply_stage(float (&sums)[TILES][4], const unsigned char* a, const unsigned char* b) {
   using namespace emulation;
   auto at = [](const unsigned char* rows, int row, int k) {
     uint32_t word;
@@ -198,11 +202,11 @@ inline void multiply_stage(float (&sums)[COLUMNS / 8][4], const unsigned char* a
     return element(word, k % 2);
   };
   int row = current->thread / 32 % 4 * 16 + own() / 4, column = own() % 4 * 2;
-  for (int tile = 0; tile < COLUMNS / 8; tile++)
+  for (int tile = 0; tile < TILES; tile++)
     for (int i = 0; i < 4; i++)
       for (int k = 0; k < 64; k++) sums[tile][i] += at(a, row + i / 2 * 8, k) * at(b, column + tile * 8 + i % 2, k);
 }
-inline void multiplied(float (&)[COLUMNS / 8][4]) {}
+template <int TILES> void multiplied(float (&)[TILES][4]) {}
 inline void multiplied_before() {}
 inline void fence_copies() {}
 
@@ -240,6 +244,7 @@ inline void wait_for_bytes(uint64_t* at, int parity) {
 }
 inline uint4 load_fresh(const void* from) { uint4 v; std::memcpy(&v, from, 16); return v; }
 inline void publish(void* to, uint32_t word) { std::memcpy(to, &word, 4); }
+inline void publish_four(void* to, uint2 words) { std::memcpy(to, &words, 8); }
 inline void publish_eight(void* to, uint4 words) { std::memcpy(to, &words, 16); }
 inline void arrive(unsigned long long* counter) { ++*counter; }
 inline unsigned long long arrived(const unsigned long long* counter) { return *counter; }

@@ -1,0 +1,110 @@
+// The keys and values that all layers read from the context: [LAYERS, padded * HIDDEN] each, placed as fragments are read.
+
+constexpr int CONTEXT_STEPS = HIDDEN / 64, KEY_VALUE_COLUMNS = 2 * LAYERS * HIDDEN;
+// A block keeps the weights of its columns, half of them for each four warps, and takes 64 tokens after the other.
+constexpr int HALF_COLUMNS = KV_COLUMNS / 2, KV_TILES = divide_up(KEY_VALUE_COLUMNS, KV_COLUMNS), KV_ROWS = GRID / KV_TILES;
+
+struct KeysValues {
+  const Parameters& p;
+  const Place& at;
+  unsigned char* shared;
+  const Exchange& exchange;
+  uint4 rows[CONTEXT_STEPS][2];  // the thread's part of the tokens to come
+
+  DEVICE int total() const { return p.vlm_tokens + p.dino_tokens; }
+  DEVICE int first_column() const { return block_index() % KV_TILES * KV_COLUMNS; }
+  DEVICE unsigned char* input(int step) const { return shared + step * 64 * 128; }
+  DEVICE unsigned char* weights(int step) const { return shared + CONTEXT_STEPS * 64 * 128 + step * KV_COLUMNS * 128; }
+
+  // Which need not wait for the context.
+  DEVICE void load_weights() {
+#pragma unroll 1
+    for (int step = 0; step < CONTEXT_STEPS; step++)
+      load_rows<KV_COLUMNS>(at, weights(step), p.keys_values.weight + (size_t)first_column() * HIDDEN, HIDDEN, KEY_VALUE_COLUMNS - first_column(),
+                            step * 64, HIDDEN);
+    copy_commit();
+  }
+
+  DEVICE void ask(int token, int step) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      int row = token + (at.thread >> 3) + i * 32;
+      rows[step][i] = make_uint4(0, 0, 0, 0);
+      if (row < total()) rows[step][i] = load_fresh(exchange.context + (size_t)row * HIDDEN + step * 64 + (at.thread & 7) * 8);
+    }
+  }
+
+  DEVICE void ask(int token) {
+#pragma unroll
+    for (int step = 0; step < CONTEXT_STEPS; step++) ask(token, step);
+  }
+
+  DEVICE void run() {
+    int row_tile = block_index() / KV_TILES;
+    if (row_tile >= KV_ROWS) return;
+    if (row_tile * 64 < total()) ask(row_tile * 64);
+    copy_wait<0>();
+#pragma unroll 1
+    for (int token = row_tile * 64; token < total(); token += KV_ROWS * 64) {
+      float sums[HALF_COLUMNS / 8][4] = {};
+#pragma unroll
+      for (int step = 0; step < CONTEXT_STEPS; step++) {
+        while (!warp_all(max(largest_word(rows[step][0]), largest_word(rows[step][1])) != UNWRITTEN)) {
+          relax(REST);
+          ask(token, step);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) *(uint4*)staged(input(step), (at.thread >> 3) + i * 32, at.thread & 7) = rows[step][i];
+        fence_copies();
+        block_sync();
+        multiply_stage(sums, input(step), weights(step) + at.warp / 4 * HALF_COLUMNS * 128);
+      }
+      multiplied(sums);
+      if (token + KV_ROWS * 64 < total()) ask(token + KV_ROWS * 64);
+      block_sync();
+      keep(token, sums);
+    }
+  }
+
+  // Laid out in shared memory first, so that memory is written 16 bytes at a time.
+  DEVICE void keep(int token, const float (&sums)[HALF_COLUMNS / 8][4]) {
+    Element *key_lines = (Element*)(shared + LINES_AT), *value_lines = key_lines + 64 * KEY_LINE;
+    int row = at.warp % 4 * 16 + at.group, padded = divide_up(total(), 32) * 32;
+#pragma unroll
+    for (int i = 0; i < HALF_COLUMNS / 8; i++) {
+      int inside = at.warp / 4 * HALF_COLUMNS + i * 8 + at.quad * 2, column = first_column() + inside;
+      if (column >= KEY_VALUE_COLUMNS) break;
+      float2 bias = *(const float2*)(p.keys_values.bias + column);
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        uint32_t pair = pack(sums[i][half * 2] + bias.x, sums[i][half * 2 + 1] + bias.y);
+        if (column / HIDDEN % 2 == 0) {
+          *(uint32_t*)(key_lines + (row + half * 8) * KEY_LINE + inside) = pair;
+        } else {
+          Element* to = value_lines + inside * VALUE_LINE + row + half * 8;
+          to[0] = (Element)(pair & 0xffff), to[VALUE_LINE] = (Element)(pair >> 16);
+        }
+      }
+    }
+    block_sync();
+    // Sixteen columns at a time. The rows that do not exist are written as far as the buffer goes.
+#pragma unroll
+    for (int i = 0; i < divide_up(KV_COLUMNS * 8, THREADS); i++) {
+      int item = at.thread + i * THREADS, inside = item / 128 * 16, sub = item % 128, column = first_column() + inside;
+      if (inside >= KV_COLUMNS || column >= KEY_VALUE_COLUMNS) break;
+      int part = column / HIDDEN, layer = part / 2 * padded * HIDDEN;
+      column %= HIDDEN;
+      if (part % 2 == 0) {
+        int down = sub / 2, across = sub % 2 * 8;
+        if (token + down < padded)
+          publish_eight(exchange.keys + layer + placed(token + down, column + across, HIDDEN), *(const uint4*)(key_lines + down * KEY_LINE + inside + across));
+      } else {
+        int down = sub / 8, across = sub % 8 * 8;
+        if (token + across < padded)
+          publish_eight(exchange.values + layer + placed_value(token + across, column + down),
+                        *(const uint4*)(value_lines + (inside + down) * VALUE_LINE + across));
+      }
+    }
+    block_sync();
+  }
+};
