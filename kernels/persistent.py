@@ -12,6 +12,7 @@ import ctypes
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Protocol
 
@@ -24,8 +25,10 @@ _FOLDER = Path(__file__).parent / "cuda"
 _SOURCES = ("layout.cuh", "projection.cuh", "keys_values.cuh", "attention.cuh", "chain.cuh", "adapter.cu")
 _TILE = 128
 _WIDEST = 3072
-# Columns of keys and values that a block makes.
-_KEY_VALUE_COLUMNS = 144
+_CLUSTER = 8
+# Floats that a warp leaves of a row.
+_LINE = 88
+_STAGES = 5
 STAMPS = 128
 
 
@@ -79,7 +82,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PersistentShape:
-    """What the kernel is compiled for: an adapter's sizes, its dtype, and `blocks`, one for each multiprocessor."""
+    """What the kernel is compiled for: an adapter's sizes, its dtype, and `blocks`, in clusters of 8, one a multiprocessor."""
 
     hidden_dim: int
     num_heads: int
@@ -100,6 +103,8 @@ class PersistentShape:
             return f"widths {self.ff_dim}, {self.vlm_dim}, {self.dino_dim}: must be multiples of 32"
         if self.output_dim % 8:
             return f"output of {self.output_dim}: must be a multiple of 8"
+        if self.blocks % _CLUSTER:
+            return f"{self.blocks} blocks: must be clusters of {_CLUSTER}"
         # Self-attention waits for one block of 32 keys a warp.
         if self.num_queries > 256:
             return f"{self.num_queries} queries: at most 256"
@@ -113,7 +118,7 @@ class PersistentShape:
         return None
 
     def _fits_a_block(self) -> bool:
-        return self._units(self.hidden_dim) <= 4 and max(map(self._units, self._wide_widths)) <= 10
+        return self._units(self.hidden_dim) <= 4 and max(map(self._units, self._wide_widths)) <= _LINE // 8
 
     @property
     def _wide_widths(self) -> tuple[int, ...]:
@@ -138,7 +143,7 @@ class PersistentShape:
     def out_passes(self) -> int:
         """In how many parts the output is made, so that a part's weights fit into shared memory."""
         passes = (n for n in range(1, self.output_dim // 8 + 1) if self.output_dim % (8 * n) == 0)
-        return next((n for n in passes if self._units(self.output_dim // n) <= 10), 1)
+        return next((n for n in passes if self._units(self.output_dim // n) <= _LINE // 8), 1)
 
     @cached_property
     def splits(self) -> int:
@@ -150,10 +155,20 @@ class PersistentShape:
         """Shared memory of a block."""
         h, widest = self.hidden_dim, max(self.hidden_dim, self.ff_dim)
         narrow, wide = self._units(h), max(map(self._units, self._wide_widths))
-        regions = 16 * (max(narrow * widest, wide * h) + max(narrow, wide) * h)
-        lines = 2 * (64 * (_KEY_VALUE_COLUMNS + 8) + _KEY_VALUE_COLUMNS * 72)
-        keys_values = (64 + _KEY_VALUE_COLUMNS) * h * 2 + (lines if 64 * h * 2 < lines else 0)
-        return max(7 * (_TILE + self.columns) * 128, keys_values, regions + 8 * 16 * 88 * 4) + 1024 + 2 * 8
+        chain = 16 * (max(narrow * widest, wide * h) + max(narrow, wide) * h) + 8 * 16 * _LINE * 4
+        stages = _STAGES * (_TILE + self.columns) * 128
+        return max(self._front_bytes + max(stages, self.key_value_columns * h * 2), chain) + 1024 + 2 * 8
+
+    @cached_property
+    def _front_bytes(self) -> int:
+        columns = self.key_value_columns
+        lines = 2 * (64 * (columns + 8) + columns * 72)
+        return _divide_up(max(_TILE * self.columns * 4, 64 * self.hidden_dim * 2, lines), 1024) * 1024
+
+    @cached_property
+    def key_value_columns(self) -> int:
+        """Columns of keys and values that a block makes: so many that ten blocks share them."""
+        return min(176, _divide_up(_divide_up(2 * self.num_layers * self.hidden_dim, max(1, self.blocks // 10)), 16) * 16)
 
     @cached_property
     def exchange_elements(self) -> int:
@@ -178,7 +193,7 @@ class PersistentShape:
             "LAYERS": self.num_layers,
             "GRID": self.blocks,
             "COLUMNS": self.columns,
-            "KV_COLUMNS": _KEY_VALUE_COLUMNS,
+            "KV_COLUMNS": self.key_value_columns,
             "EXPECTED_SHARED_BYTES": self.shared_bytes,
             "EXPECTED_EXCHANGE": self.exchange_elements,
         }
@@ -189,9 +204,9 @@ def persistent_source(shape: PersistentShape, primitives: str | None = None) -> 
     """The kernel's source for `shape`, with the hardware's instructions or with other `primitives`."""
     if primitives is None:
         own = (_FOLDER / "primitives.cuh").read_text(encoding="utf-8")
-        columns = sorted({shape.columns, _KEY_VALUE_COLUMNS // 2})
-        products = "\n\n".join(_multiply_warpgroup(shape.dtype, n) for n in columns)
-        primitives = own.replace("// {multiply_warpgroup}", products)
+        columns = sorted({shape.columns, shape.key_value_columns // 2})
+        instructions = "\n\n".join(_multiply_warpgroup(shape.dtype, n) for n in columns)
+        primitives = own.replace("// {multiply_warpgroup}", instructions)
     return primitives + "".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SOURCES)
 
 
@@ -226,11 +241,9 @@ class Buffers:
         total, h = vlm_tokens + dino_tokens, shape.hidden_dim
         padded = _divide_up(total, 32) * 32
         dtype = shape.dtype
-        groups = _divide_up(vlm_tokens, 16) + _divide_up(dino_tokens, 16)
-        self.partial = torch.empty(max(self.splits), groups * 16, h, device=device)
-        self.statistics = torch.empty(max(self.splits), groups * 16, 2, device=device)
-        # A set holds what the chain exchanges, the context, and keys and values.
+        # A set holds what the chain exchanges, the context, keys and values, and statistics.
         elements = shape.exchange_elements + (total + 2 * shape.num_layers * padded) * h
+        elements += _divide_up(total, 2) * 2 * _CLUSTER * 4
         self.exchange = torch.full((2, elements), -1, dtype=torch.int16, device=device)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
         self.stamps = torch.zeros(shape.blocks, STAMPS, dtype=torch.int64, device=device)
@@ -246,33 +259,25 @@ class Buffers:
 
 
 def _plan_splits(shape: PersistentShape, vlm: int, dino: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Places of the contracted axis in a part, and parts, for both encoders, so that blocks end together."""
-    across = shape.hidden_dim // shape.columns
+    """Places of the contracted axis in a part, and parts, for both encoders, so that clusters end together."""
+    across, clusters = shape.hidden_dim // shape.columns, shape.blocks // _CLUSTER
     best: tuple[float, tuple[int, int], tuple[int, int]] | None = None
-    sizes = [
-        sorted({_divide_up(_divide_up(dim, 64), n) for n in range(1, 17)})
-        for dim in (shape.vlm_dim, shape.dino_dim)
-    ]
-    for vlm_steps in sizes[0]:
-        for dino_steps in sizes[1]:
-            steps = (vlm_steps, dino_steps)
-            parts = (_divide_up(shape.vlm_dim, 64 * vlm_steps), _divide_up(shape.dino_dim, 64 * dino_steps))
-            items = [
-                _divide_up(tokens, _TILE) * across * n for tokens, n in zip((vlm, dino), parts, strict=True)
-            ]
-            # A tile starts and ends at the cost of about three steps; a part more is a pass more over the context.
-            load = [0.0] * shape.blocks
-            work = [steps[0] + 3.0] * items[0] + [steps[1] + 3.0] * items[1]
-            for index, cost in enumerate(work):
-                load[index % shape.blocks] += cost
-            cost = max(load) + 0.4 * max(parts) * _divide_up(vlm + dino, 8 * shape.blocks)
-            if best is None or cost < best[0]:
-                best = (cost, (64 * steps[0], 64 * steps[1]), parts)
+    for splits in product((1, 2, 4, 8), repeat=2):
+        load, sizes, rounds = [0.0] * clusters, list[int](), 0
+        for dim, tokens, parts in zip((shape.vlm_dim, shape.dino_dim), (vlm, dino), splits, strict=True):
+            steps = _divide_up(_divide_up(dim, 64), parts)
+            sizes.append(64 * steps)
+            for _ in range(_divide_up(_divide_up(tokens, _TILE) * across * parts, _CLUSTER)):
+                # A tile starts and ends at the cost of about two steps; what others finish is sent.
+                load[rounds % clusters] += steps + 2 + 4.5 * (parts - 1) / parts
+                rounds += 1
+        if best is None or max(load) < best[0]:
+            best = (max(load), (sizes[0], sizes[1]), splits)
     assert best is not None
     return best[1], best[2]
 
 
-_SCRATCH = ("partial", "statistics", "exchange", "output", "counter", "stamps")
+_SCRATCH = ("exchange", "output", "counter", "stamps")
 _COUNTS = ("vlm_tokens", "dino_tokens", "vlm_split", "vlm_splits", "dino_split", "dino_splits")
 
 

@@ -14,30 +14,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   SHARED(shared);
   int thread = thread_index(), lane = thread & 31, block = block_index();
   Place at = {thread, thread / 32, lane >> 2, lane & 3, block % ROW_TILES * 16, block / ROW_TILES};
-  // Of the launches before this one each left GRID arrivals; those of this one are fewer until this block arrives.
-  unsigned long long launch = arrived_before(p.counter) / GRID;
+  // Each launch before this one has left GRID counts; those of this one are fewer until this block leaves its own.
+  unsigned long long launch = counted(p.counter) / GRID;
   Exchange exchange(p, launch & 1);
   if (thread < 2) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread);
   stamp(p.stamps, 0);
-#pragma unroll 1
-  for (int item = block; item < projection_tiles(p); item += GRID) project(at, shared, projection_tile(p, item));
-  stamp(p.stamps, 1);
+  // Nobody sends before all are there.
+  cluster_arrive();
+  cluster_wait();
   KeysValues keys_values = {p, at, shared, exchange};
-  wait_for_all(p.counter, (launch + 1) * GRID, [&] {
+  make_context(p, at, shared, exchange, [&] {
+    stamp(p.stamps, 1);
     keys_values.load_weights();
     prefetch_weights(p);
   });
-  stamp(p.stamps, 2);
-  finish_context(p, exchange.context);
   stamp(p.stamps, 3);
   keys_values.run();
   stamp(p.stamps, 4);
+  fence_copies();
+  block_sync();
   Clearing clearing(Exchange(p, ~launch & 1));
+  if (thread == 0) count(p.counter);
   if (at.share >= GROUPS) return clearing.finish();
   Chain chain = {p, at, shared, exchange, clearing, {0, 0}, 0, LAST_STEP};
   // The first two products' weights, one to a region, where the context's tiles were.
-  fence_copies();
-  block_sync();
 #pragma unroll 1
   for (int turn = 0; turn < 2; turn++) chain.fetch(CROSS_OUT + turn, turn);
   chain.load_residual();

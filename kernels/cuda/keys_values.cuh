@@ -14,7 +14,7 @@ struct KeysValues {
   DEVICE int total() const { return p.vlm_tokens + p.dino_tokens; }
   DEVICE int first_column() const { return block_index() % KV_TILES * KV_COLUMNS; }
   DEVICE unsigned char* input(int step) const { return shared + step * 64 * 128; }
-  DEVICE unsigned char* weights(int step) const { return shared + CONTEXT_STEPS * 64 * 128 + step * KV_COLUMNS * 128; }
+  DEVICE unsigned char* weights(int step) const { return shared + FRONT_BYTES + step * KV_COLUMNS * 128; }
 
   // Which need not wait for the context.
   DEVICE void load_weights() {
@@ -43,7 +43,13 @@ struct KeysValues {
     int row_tile = block_index() / KV_TILES;
     if (row_tile >= KV_ROWS) return;
     if (row_tile * 64 < total()) ask(row_tile * 64);
+    float2 bias[HALF_COLUMNS / 8];
+#pragma unroll
+    for (int i = 0; i < HALF_COLUMNS / 8; i++)
+      bias[i] = *(const float2*)(p.keys_values.bias + min(first_column() + at.warp / 4 * HALF_COLUMNS + i * 8 + at.quad * 2, KEY_VALUE_COLUMNS - 2));
     copy_wait<0>();
+    // What lies where the input goes was read by all.
+    block_sync();
 #pragma unroll 1
     for (int token = row_tile * 64; token < total(); token += KV_ROWS * 64) {
       float sums[HALF_COLUMNS / 8][4] = {};
@@ -55,29 +61,30 @@ struct KeysValues {
         }
 #pragma unroll
         for (int i = 0; i < 2; i++) *(uint4*)staged(input(step), (at.thread >> 3) + i * 32, at.thread & 7) = rows[step][i];
-        fence_copies();
-        block_sync();
-        multiply_stage(sums, input(step), weights(step) + at.warp / 4 * HALF_COLUMNS * 128);
       }
+      fence_copies();
+      block_sync();
+#pragma unroll
+      for (int step = 0; step < CONTEXT_STEPS; step++)
+        multiply_stage(sums, input(step), weights(step) + at.warp / 4 * HALF_COLUMNS * 128);
       multiplied(sums);
       if (token + KV_ROWS * 64 < total()) ask(token + KV_ROWS * 64);
       block_sync();
-      keep(token, sums);
+      keep(token, sums, bias);
     }
   }
 
   // Laid out in shared memory first, so that memory is written 16 bytes at a time.
-  DEVICE void keep(int token, const float (&sums)[HALF_COLUMNS / 8][4]) {
-    Element *key_lines = (Element*)(shared + LINES_AT), *value_lines = key_lines + 64 * KEY_LINE;
+  DEVICE void keep(int token, const float (&sums)[HALF_COLUMNS / 8][4], const float2 (&bias)[HALF_COLUMNS / 8]) {
+    Element *key_lines = (Element*)shared, *value_lines = key_lines + 64 * KEY_LINE;
     int row = at.warp % 4 * 16 + at.group, padded = divide_up(total(), 32) * 32;
 #pragma unroll
     for (int i = 0; i < HALF_COLUMNS / 8; i++) {
       int inside = at.warp / 4 * HALF_COLUMNS + i * 8 + at.quad * 2, column = first_column() + inside;
       if (column >= KEY_VALUE_COLUMNS) break;
-      float2 bias = *(const float2*)(p.keys_values.bias + column);
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        uint32_t pair = pack(sums[i][half * 2] + bias.x, sums[i][half * 2 + 1] + bias.y);
+        uint32_t pair = pack(sums[i][half * 2] + bias[i].x, sums[i][half * 2 + 1] + bias[i].y);
         if (column / HIDDEN % 2 == 0) {
           *(uint32_t*)(key_lines + (row + half * 8) * KEY_LINE + inside) = pair;
         } else {

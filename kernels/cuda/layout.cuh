@@ -1,16 +1,20 @@
 // The whole adapter in one cooperative launch: GRID blocks of 256 threads stay until the clip is translated.
 //
-// First the context: both encoders' tokens projected, split over the contracted axis; parts added, normalised and placed;
-// keys and values of all layers. These three steps are separated by barriers over the grid. Then the chain of short steps
-// on the queries. A block has one tile of 16 query rows and a share of every product's columns, and there is no barrier:
-// a result is written over a pattern that no result has (UNWRITTEN), and whoever needs it reads until the pattern is
-// gone. There are two sets of such buffers; a launch uses one and clears the other for the launch after it.
+// First the context: both encoders' tokens projected, the contracted axis split over the blocks of a cluster, which add their parts through
+// their shared memory; then keys and values of all layers; then the chain of short steps on the queries, where a block has one tile of 16
+// query rows and a share of every product's columns. There is no barrier over the grid: a result is written over a pattern that no result
+// has (UNWRITTEN), and whoever needs it reads until the pattern is gone. There are two sets of such buffers; a launch uses one and clears
+// the other for the launch after it.
 //
 // Fragments are 16 bytes a lane: the contracted axis may be permuted at will as long as both sides are, so that in every 32 of its places
 // lane t of a quad holds places 8 t to 8 t + 7. A warp reads its slice of a product's input from the cache in that order, straight into
 // registers; weights of the chain lie in memory in that order and come two products ahead.
 
-constexpr int THREADS = 256, WARPS = 8, HEAD = 64;
+__host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
+
+__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
+
+constexpr int THREADS = 256, WARPS = 8, HEAD = 64, CLUSTER = 8, CLUSTERS = GRID / CLUSTER;
 constexpr int ROW_TILES = (QUERIES + 15) / 16, ROWS = 16 * ROW_TILES, GROUPS = GRID / ROW_TILES;
 constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
 // The steps of a layer; the first layer starts at CROSS_ATTEND. Behind the last layer come the parts of the output.
@@ -37,8 +41,6 @@ struct Parameters {
   const float* hidden_states;
   const Element* query;
   Linear products[LAST_STEP];  // of every step that is one
-  float* partial;
-  float2* statistics;
   Element *exchange, *output;
   unsigned long long *counter, *stamps;
   int vlm_tokens, dino_tokens, vlm_split, vlm_splits, dino_split, dino_splits;
@@ -52,37 +54,38 @@ constexpr int ATTENDED = PARTS + SPLITS * ROWS * HIDDEN, AFTER_CROSS = ATTENDED 
 constexpr int AFTER_FF = RAISED + ROWS * FF, LOGS = AFTER_FF + ROWS * HIDDEN;
 constexpr int LAYER_EXCHANGE = LOGS + 2 * 4 * ROWS * HEADS, EXCHANGE = LAYERS * LAYER_EXCHANGE;
 
-// One of the two sets of buffers: [EXCHANGE] for the chain, the context [tokens, HIDDEN], keys and values [LAYERS, padded * HIDDEN].
+// One of the two sets of buffers: [EXCHANGE] for the chain, the context [tokens, HIDDEN], keys and values [LAYERS, padded * HIDDEN],
+// statistics [CLUSTER, tokens].
 struct Exchange {
   Element *chain, *context, *keys, *values, *end;
+  float2* statistics;
   DEVICE Exchange(const Parameters& p, int set) {
     int total = p.vlm_tokens + p.dino_tokens, padded = (total + 31) / 32 * 32;
-    chain = p.exchange + (size_t)set * (EXCHANGE + (total + 2 * LAYERS * padded) * HIDDEN);
+    chain = p.exchange + (size_t)set * (EXCHANGE + (total + 2 * LAYERS * padded) * HIDDEN + divide_up(total, 2) * 2 * CLUSTER * 4);
     context = chain + EXCHANGE;
     keys = context + total * HIDDEN;
     values = keys + LAYERS * padded * HIDDEN;
-    end = values + LAYERS * padded * HIDDEN;
+    statistics = (float2*)(values + LAYERS * padded * HIDDEN);
+    end = (Element*)(statistics + divide_up(total, 2) * 2 * CLUSTER);
   }
 };
-
-__host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
-
-__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 
 // Most units of 8 columns that a block has of a product with so many columns; those that end in HIDDEN columns, and the wide ones.
 __host__ __device__ constexpr int block_units(int width) { return divide_up(width / 8, GROUPS); }
 constexpr int NARROW = block_units(HIDDEN), WIDE = larger(larger(block_units(3 * HIDDEN), block_units(FF)), block_units(OUT / OUT_PASSES));
-static_assert(NARROW <= 4 && WIDE <= 10, "columns of a block");
+constexpr int LINE = 88;
+static_assert(NARROW <= 4 && WIDE * 8 <= LINE, "columns of a block");
 
 // Shared memory: the pipeline of the context's products; later the weights of two products of the chain, and what its eight warps made of
 // their slices of the contracted axis; what they found of each row.
-constexpr int STAGES = 7, STAGE_BYTES = (128 + COLUMNS) * 128, LINE = 88;
+constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
 constexpr int EVEN_REGION = 16 * larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), ODD_REGION = 16 * larger(NARROW, WIDE) * HIDDEN;
 constexpr int SLICES_AT = EVEN_REGION + ODD_REGION;
-// What the keys' and values' product reads, and the lines that it leaves, where its input was unless that is too small.
+// In front of the stages lie the parts that others send, later the input of keys and values, and the lines that these become; behind it,
+// later, their weights.
 constexpr int KEY_LINE = KV_COLUMNS + 8, VALUE_LINE = 64 + 8, LINES_BYTES = 2 * (64 * KEY_LINE + KV_COLUMNS * VALUE_LINE);
-constexpr int KV_BYTES = (64 + KV_COLUMNS) * HIDDEN * 2, LINES_AT = 64 * HIDDEN * 2 < LINES_BYTES ? KV_BYTES : 0;
-constexpr int SUMS_AT = larger(larger(STAGES * STAGE_BYTES, larger(KV_BYTES, LINES_AT + LINES_BYTES)), SLICES_AT + WARPS * 16 * LINE * 4);
+constexpr int FRONT_BYTES = divide_up(larger(larger(128 * COLUMNS * 4, 64 * HIDDEN * 2), LINES_BYTES), 1024) * 1024;
+constexpr int SUMS_AT = larger(FRONT_BYTES + larger(STAGES * STAGE_BYTES, KV_COLUMNS * HIDDEN * 2), SLICES_AT + WARPS * 16 * LINE * 4);
 constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 2 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE, "kernels/persistent.py");
 
@@ -124,15 +127,4 @@ DEVICE float inverse_deviation(float2 statistics, float mean, int count) {
 DEVICE void multiply_32(float (&sums)[4], const uint4 (&a)[2], uint4 b) {
   multiply_add(sums, a[0].x, a[1].x, a[0].y, a[1].y, b.x, b.y);
   multiply_add(sums, a[0].z, a[1].z, a[0].w, a[1].w, b.z, b.w);
-}
-
-// A barrier over the grid, with what each block can do between its arrival and everybody's.
-template <typename Meanwhile>
-DEVICE void wait_for_all(unsigned long long* counter, unsigned long long target, Meanwhile meanwhile) {
-  block_sync();
-  if (thread_index() == 0) arrive(counter);
-  meanwhile();
-  if (thread_index() == 0)
-    while (arrived(counter) < target) relax(0);
-  block_sync();
 }

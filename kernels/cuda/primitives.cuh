@@ -145,27 +145,46 @@ DEVICE void publish_four(void* to, uint2 words) {
   asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" :: "l"(to), "r"(words.x), "r"(words.y) : "memory");
 }
 
+DEVICE void publish_pair(void* to, float2 pair) {
+  asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" :: "l"(to), "f"(pair.x), "f"(pair.y) : "memory");
+}
+
+DEVICE uint2 load_pair(const void* from) {
+  uint2 v;
+  asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from) : "memory");
+  return v;
+}
+
 DEVICE void publish_eight(void* to, uint4 words) {
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};"
                :: "l"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w) : "memory");
 }
 
-DEVICE void arrive(unsigned long long* counter) {
-  asm volatile("fence.acq_rel.gpu; red.relaxed.gpu.global.add.u64 [%0], 1;" :: "l"(counter) : "memory");
-}
+DEVICE void count(unsigned long long* counter) { asm volatile("red.relaxed.gpu.global.add.u64 [%0], 1;" :: "l"(counter) : "memory"); }
 
-DEVICE unsigned long long arrived(const unsigned long long* counter) {
-  unsigned long long count;
-  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(count) : "l"(counter) : "memory");
-  return count;
-}
-
-// Without waiting for it where it stands.
-DEVICE unsigned long long arrived_before(const unsigned long long* counter) {
+DEVICE unsigned long long counted(const unsigned long long* counter) {
   unsigned long long count;
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(count) : "l"(counter) : "memory");
   return count;
 }
+
+// The shared memory of the blocks of a cluster.
+typedef uint32_t Remote;
+
+DEVICE Remote remote(const void* own, int rank) {
+  Remote address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"((uint32_t)__cvta_generic_to_shared(own)), "r"(rank));
+  return address;
+}
+
+DEVICE void store_remote(Remote to, float4 v) {
+  asm volatile("st.relaxed.cluster.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};"
+               :: "r"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+
+// A barrier over the cluster, in two halves.
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 DEVICE void relax(int nanoseconds) { __nanosleep(nanoseconds); }
 

@@ -1,4 +1,4 @@
-// Both encoders' tokens projected in parts, and the parts added to the context.
+// The context: both encoders' tokens projected, normalised and placed. The blocks of a cluster share the contracted axis.
 
 DEVICE void* staged(unsigned char* stage, int row, int chunk) {
   return stage + row * 128 + ((chunk ^ (row & 7)) << 4);
@@ -18,39 +18,37 @@ DEVICE void load_rows(const Place& at, unsigned char* target, const Element* ope
   }
 }
 
-// The tokens come in groups of 16, DINO's first, an encoder's last group not always full.
-DEVICE int groups_of(int tokens) { return divide_up(tokens, 16); }
-
-// A tile [128, COLUMNS] of parts of x W, over a share of the contracted axis from `first` to `last`. It goes to partial
-// [splits, groups, HIDDEN / 16, 16, 16]; its share of the rows' sums and sums of squares to statistics [splits, groups, 16].
+// A tile [128, COLUMNS] of x W, of which a block makes the part from `first` to `last` of the contracted axis.
 struct Projection {
   const Element *x, *weight;
-  int rows, dim, first, last;  // how many rows count; those beyond are zeros
-  float* partial;
-  float2* statistics;
-  int across, groups;  // how many columns of tiles lie to the left, how many groups exist from here on
+  const float *sums, *table;
+  int dim, first, last;
+  int rows, tokens;  // from its first on, how many count, those beyond being zeros, and how many exist
+  int token, across, split, splits;
 };
 
 constexpr int ACROSS = HIDDEN / COLUMNS, LEAD = 3;
 // Tiles side by side share the statistics of their rows; eight threads take a row.
 constexpr int STATISTICS_ROWS = divide_up(128, ACROSS), STATISTICS_PASSES = divide_up(STATISTICS_ROWS, THREADS / 8);
+// What a warp makes of a tile: 16 rows as fragments of four columns.
+constexpr int WARP_PART = 16 * COLUMNS / 4;
 
-DEVICE int projection_tiles(const Parameters& p) {
-  return ACROSS * (divide_up(p.vlm_tokens, 128) * p.vlm_splits + divide_up(p.dino_tokens, 128) * p.dino_splits);
-}
+// A round is what a cluster does at a time: CLUSTER / splits tiles.
+DEVICE int rounds_of(int tokens, int splits) { return divide_up(ACROSS * divide_up(tokens, 128) * splits, CLUSTER); }
 
-DEVICE Projection projection_tile(const Parameters& p, int item) {
-  int vlm_tiles = ACROSS * divide_up(p.vlm_tokens, 128) * p.vlm_splits;
-  bool vlm = item < vlm_tiles;
-  int rest = vlm ? item : item - vlm_tiles, splits = vlm ? p.vlm_splits : p.dino_splits;
+DEVICE int projection_rounds(const Parameters& p) { return rounds_of(p.vlm_tokens, p.vlm_splits) + rounds_of(p.dino_tokens, p.dino_splits); }
+
+DEVICE Projection projection_of(const Parameters& p, int round) {
+  int vlm_rounds = rounds_of(p.vlm_tokens, p.vlm_splits);
+  bool vlm = round < vlm_rounds;
   int dim = vlm ? VLM_DIM : DINO_DIM, size = vlm ? p.vlm_split : p.dino_split, tokens = vlm ? p.vlm_tokens : p.dino_tokens;
-  int across = rest % ACROSS, down = rest / ACROSS / splits, split = rest / ACROSS - down * splits, row = down * 128;
-  int group = (vlm ? groups_of(p.dino_tokens) : 0) + row / 16, groups = groups_of(p.dino_tokens) + groups_of(p.vlm_tokens);
-  const Element* weight = vlm ? p.vlm_projection.weight : p.dino_projection.weight;
-  size_t target = (size_t)split * groups + group;
-  return {(vlm ? p.vlm : p.dino) + (size_t)row * dim, weight + (size_t)across * COLUMNS * dim, (vlm ? min(p.lengths[0], tokens) : tokens) - row,
-          dim, split * size, min(dim, (split + 1) * size), p.partial + target * 16 * HIDDEN, p.statistics + target * 16, across,
-          groups_of(tokens - row)};
+  int splits = vlm ? p.vlm_splits : p.dino_splits, rank = block_index() % CLUSTER, split = rank % splits;
+  int tile = (vlm ? round : round - vlm_rounds) * (CLUSTER / splits) + rank / splits, across = tile % ACROSS, row = tile / ACROSS * 128;
+  const Linear& linear = vlm ? p.vlm_projection : p.dino_projection;
+  int token = (vlm ? p.dino_tokens : 0) + row, column = across * COLUMNS;
+  return {(vlm ? p.vlm : p.dino) + (size_t)row * dim, linear.weight + (size_t)column * dim, linear.sums + column,
+          p.table + (size_t)token * HIDDEN + column, dim, split * size, min(dim, (split + 1) * size),
+          (vlm ? min(p.lengths[0], tokens) : tokens) - row, tokens - row, token, across, split, splits};
 }
 
 // Add what a stage [128, 64] says of the thread's rows.
@@ -69,19 +67,22 @@ DEVICE void add_statistics(const Place& at, const Projection& tile, unsigned cha
   }
 }
 
-DEVICE void keep_statistics(const Place& at, const Projection& tile, const float2 (&sums)[STATISTICS_PASSES]) {
+// To statistics [splits, tokens] of sums and sums of squares, for whoever finishes these rows.
+DEVICE void publish_statistics(const Parameters& p, const Place& at, const Exchange& exchange, const Projection& tile,
+                               const float2 (&sums)[STATISTICS_PASSES]) {
+  float2* to = exchange.statistics + (size_t)tile.split * (p.vlm_tokens + p.dino_tokens) + tile.token;
 #pragma unroll
   for (int pass = 0; pass < STATISTICS_PASSES; pass++) {
     float2 sum = sums[pass];
 #pragma unroll
     for (int mask = 1; mask < 8; mask *= 2) sum.x += warp_exchange(sum.x, mask), sum.y += warp_exchange(sum.y, mask);
     int inside = (at.thread >> 3) + pass * (THREADS / 8), row = tile.across * STATISTICS_ROWS + inside;
-    if ((at.thread & 7) == 0 && inside < STATISTICS_ROWS && row < min(tile.groups * 16, 128)) tile.statistics[row] = sum;
+    if ((at.thread & 7) == 0 && inside < STATISTICS_ROWS && row < min(tile.tokens, 128)) publish_pair(to + row, sum);
   }
 }
 
-// The weights of a stage. Of every 16 columns they are placed so that a thread's four, of two products of eight, lie side by side.
-DEVICE void load_projection(const Place& at, unsigned char* stage, const Projection& tile, int step) {
+// Of every 16 columns the weights are placed so that a thread's four, of two products of eight, lie side by side.
+DEVICE void load_stage(const Place& at, unsigned char* stage, const Projection& tile, int step) {
   int place = tile.first + step * 64, chunk = at.thread & 7;
   if (place >= tile.last) return;
   load_rows<128>(at, stage, tile.x, tile.dim, tile.rows, place, tile.last);
@@ -95,13 +96,14 @@ DEVICE void load_projection(const Place& at, unsigned char* stage, const Project
   }
 }
 
-DEVICE void project(const Place& at, unsigned char* shared, const Projection& tile) {
-  auto stage_of = [&](int step) { return shared + step % STAGES * STAGE_BYTES; };
+// The block's part of a tile, sent to the blocks of the cluster that finish its rows: parts [splits, 8 / splits warps, WARP_PART].
+DEVICE void project(const Parameters& p, const Place& at, unsigned char* shared, const Exchange& exchange, const Projection& tile) {
+  auto stage_of = [&](int step) { return shared + FRONT_BYTES + step % STAGES * STAGE_BYTES; };
   float sums[COLUMNS / 8][4] = {};
   float2 statistics[STATISTICS_PASSES] = {};
 #pragma unroll 1
   for (int step = 0; step < LEAD; step++) {
-    load_projection(at, stage_of(step), tile, step);
+    load_stage(at, stage_of(step), tile, step);
     copy_commit();
   }
 #pragma unroll 1
@@ -109,7 +111,7 @@ DEVICE void project(const Place& at, unsigned char* shared, const Projection& ti
     copy_wait<LEAD - 1>();
     fence_copies();
     block_sync();
-    load_projection(at, stage_of(step + LEAD), tile, step + LEAD);
+    load_stage(at, stage_of(step + LEAD), tile, step + LEAD);
     copy_commit();
     unsigned char* stage = stage_of(step);
     multiply_stage(sums, stage + at.warp / 4 * 64 * 128, stage + 128 * 128);
@@ -118,60 +120,76 @@ DEVICE void project(const Place& at, unsigned char* shared, const Projection& ti
   }
   multiplied(sums);
   copy_wait<0>();
-  block_sync();
-  if (at.warp < tile.groups) {
-    float4* to = (float4*)(tile.partial + (size_t)at.warp * 16 * HIDDEN + tile.across * COLUMNS * 16) + (at.thread & 31);
+  publish_statistics(p, at, exchange, tile, statistics);
+  int each = WARPS / tile.splits, slot = tile.split * each + at.warp % each;
+  Remote to = remote(shared + (slot * WARP_PART + (at.thread & 31)) * 16, block_index() % CLUSTER - tile.split + at.warp / each);
 #pragma unroll
-    for (int i = 0; i < COLUMNS / 8; i += 2) {
-      to[i * 32] = make_float4(sums[i][0], sums[i][1], sums[i + 1][0], sums[i + 1][1]);
-      to[i * 32 + 32] = make_float4(sums[i][2], sums[i][3], sums[i + 1][2], sums[i + 1][3]);
-    }
+  for (int i = 0; i < COLUMNS / 8; i += 2) {
+    store_remote(to + i * 512, make_float4(sums[i][0], sums[i][1], sums[i + 1][0], sums[i + 1][1]));
+    store_remote(to + i * 512 + 512, make_float4(sums[i][2], sums[i][3], sums[i + 1][2], sums[i + 1][3]));
   }
-  keep_statistics(at, tile, statistics);
 }
 
-// Parts added, normalised, biases and positions added: context [tokens, HIDDEN]. A thread has four columns of SUMMED tokens at a time.
-constexpr int SUMMED = 3;
-
-DEVICE void finish_context(const Parameters& p, Element* context) {
-  int dino_groups = groups_of(p.dino_tokens), groups = dino_groups + groups_of(p.vlm_tokens), items = groups * HIDDEN * 4;
+// Means and 1 / deviations of the rows that the block finishes, while their parts are on their way.
+DEVICE void await_statistics(const Parameters& p, const Place& at, unsigned char* shared, const Exchange& exchange, const Projection& tile) {
+  if (at.thread >= 128) return;
+  int inside = at.thread / tile.splits, split = at.thread % tile.splits, row = tile.split * (128 / tile.splits) + inside;
+  const float2* from = exchange.statistics + (size_t)split * (p.vlm_tokens + p.dino_tokens) + tile.token + row;
+  uint2 words = {0, 0};
+  await(0, [&] {
+    if (row < tile.tokens) words = load_pair(from);
+    return max(words.x, words.y);
+  });
+  float2 sum = {__uint_as_float(words.x), __uint_as_float(words.y)};
 #pragma unroll 1
-  for (int first = block_index() * THREADS + thread_index(); first < items; first += SUMMED * GRID * THREADS) {
-    float4 value[SUMMED] = {}, sums[SUMMED], places[SUMMED];
-    float2 statistics[SUMMED] = {};
-    int tokens[SUMMED], column[SUMMED], dim[SUMMED], splits[SUMMED];
+  for (int mask = 1; mask < tile.splits; mask *= 2) sum.x += warp_exchange(sum.x, mask), sum.y += warp_exchange(sum.y, mask);
+  float mean = sum.x / tile.dim;
+  if (split == 0) ((float2*)(shared + SUMS_AT))[inside] = make_float2(mean, inverse_deviation(sum, mean, tile.dim));
+}
+
+// The parts of 128 / splits rows added: context [tokens, HIDDEN].
+DEVICE void finish_rows(const Parameters& p, const Place& at, unsigned char* shared, const Exchange& exchange, const Projection& tile) {
+  int each = WARPS / tile.splits;
+#pragma unroll 2
+  for (int item = at.thread; item < each * WARP_PART; item += THREADS) {
+    int in = item % WARP_PART, inside = item / WARP_PART * 16 + in / 32 % 2 * 8 + in % 32 / 4, row = tile.split * (128 / tile.splits) + inside;
+    int column = in / 64 * 16 + in % 4 * 4;
+    if (row >= tile.tokens) continue;
+    float4 sums = *(const float4*)(tile.sums + column), place = *(const float4*)(tile.table + (size_t)row * HIDDEN + column), value = {0, 0, 0, 0};
 #pragma unroll
-    for (int i = 0; i < SUMMED; i++) {
-      // Where in [groups, HIDDEN / 16, 16 rows, 4].
-      int item = first + i * GRID * THREADS, group = min(item / (HIDDEN * 4), groups - 1), row = item / 4 % 16;
-      bool dino = group < dino_groups;
-      int in_group = (dino ? group : group - dino_groups) * 16 + row, count = dino ? p.dino_tokens : p.vlm_tokens;
-      bool exists = item < items && in_group < count;
-      dim[i] = dino ? DINO_DIM : VLM_DIM, splits[i] = exists ? (dino ? p.dino_splits : p.vlm_splits) : 0;
-      column[i] = item / 64 % (HIDDEN / 16) * 16 + item % 4 * 4;
-      tokens[i] = exists ? in_group + (dino ? 0 : p.dino_tokens) : -1;
-      sums[i] = *(const float4*)((dino ? p.dino_projection : p.vlm_projection).sums + column[i]);
-      places[i] = *(const float4*)(p.table + (size_t)max(tokens[i], 0) * HIDDEN + column[i]);
-    }
-#pragma unroll 8
-    for (int split = 0; split < max(p.dino_splits, p.vlm_splits); split++)
-#pragma unroll
-      for (int i = 0; i < SUMMED; i++)
-        if (split < splits[i]) {
-          size_t item = first + i * GRID * THREADS;
-          float4 part = __ldcg((const float4*)p.partial + (size_t)split * items + item);
-          float2 more = __ldcg(p.statistics + split * groups * 16 + item / (HIDDEN * 4) * 16 + item / 4 % 16);
-          value[i].x += part.x, value[i].y += part.y, value[i].z += part.z, value[i].w += part.w;
-          statistics[i].x += more.x, statistics[i].y += more.y;
-        }
-#pragma unroll
-    for (int i = 0; i < SUMMED; i++) {
-      if (tokens[i] < 0) continue;
-      float mean = statistics[i].x / dim[i], scale = inverse_deviation(statistics[i], mean, dim[i]);
-      auto placed_at = [&](float x, float sum, float place) { return scale * (x - mean * sum) + place; };
-      uint2 words = {pack(placed_at(value[i].x, sums[i].x, places[i].x), placed_at(value[i].y, sums[i].y, places[i].y)),
-                     pack(placed_at(value[i].z, sums[i].z, places[i].z), placed_at(value[i].w, sums[i].w, places[i].w))};
-      publish_four(context + (size_t)tokens[i] * HIDDEN + column[i], words);
-    }
+    for (int split = 0; split < CLUSTER; split++)
+      if (split < tile.splits) {
+        float4 part = *(const float4*)(shared + (split * each * WARP_PART + item) * 16);
+        value.x += part.x, value.y += part.y, value.z += part.z, value.w += part.w;
+      }
+    float2 statistics = ((const float2*)(shared + SUMS_AT))[inside];
+    auto finished = [&](float x, float sum, float place) { return statistics.y * (x - statistics.x * sum) + place; };
+    uint2 words = {pack(finished(value.x, sums.x, place.x), finished(value.y, sums.y, place.y)),
+                   pack(finished(value.z, sums.z, place.z), finished(value.w, sums.w, place.w))};
+    publish_four(exchange.context + (size_t)(tile.token + row) * HIDDEN + tile.across * COLUMNS + column, words);
+  }
+}
+
+// All that this block makes of the context; `meanwhile` is done while the last parts are on their way.
+template <typename Meanwhile>
+DEVICE void make_context(const Parameters& p, const Place& at, unsigned char* shared, const Exchange& exchange, Meanwhile meanwhile) {
+  int rounds = projection_rounds(p), first = block_index() / CLUSTER;
+  if (first >= rounds) meanwhile();
+#pragma unroll 1
+  for (int round = first; round < rounds; round += CLUSTERS) {
+    Projection tile = projection_of(p, round);
+    bool exists = tile.tokens > 0, last = round + CLUSTERS >= rounds;
+    if (exists) project(p, at, shared, exchange, tile);
+    cluster_arrive();
+    block_sync();
+    if (last) meanwhile();
+    if (exists) await_statistics(p, at, shared, exchange, tile);
+    block_sync();
+    cluster_wait();
+    if (exists) finish_rows(p, at, shared, exchange, tile);
+    if (last) continue;
+    // The next parts may come.
+    cluster_arrive();
+    cluster_wait();
   }
 }

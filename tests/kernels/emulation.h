@@ -41,8 +41,16 @@ struct Lane { uint32_t words[6]; float value; };
 
 struct Warp { Meeting meeting; Lane lanes[32]; };
 
+struct Block;
+
+struct Cluster {
+  Meeting meeting;
+  std::vector<Block*> blocks;
+};
+
 struct Block {
   int index;
+  Cluster* cluster;
   Meeting meeting;
   Warp warps[8];
   std::unique_ptr<unsigned char[]> shared;
@@ -54,6 +62,7 @@ struct Fiber {
   ucontext_t context;
   std::vector<unsigned char> stack;
   bool done = false;
+  int cluster_round;
 };
 
 inline Fiber* current;
@@ -105,13 +114,17 @@ inline uint32_t narrow(float x) {
 // More turns of every thread than any launch here needs.
 constexpr int PATIENCE = 20000;
 
-// Runs `body` in all threads of `blocks` blocks of 256; false if they wait for something that never comes.
+// Runs `body` in all threads of `blocks` blocks of 256, in clusters of 8; false if they wait for something that never comes.
 inline bool launch(int blocks, size_t shared_bytes, void (*body)()) {
   std::vector<std::unique_ptr<Block>> all;
+  std::vector<std::unique_ptr<Cluster>> clusters;
   std::vector<std::unique_ptr<Fiber>> fibers;
   for (int index = 0; index < blocks; index++) {
     all.push_back(std::make_unique<Block>());
     all.back()->index = index;
+    if (index % 8 == 0) clusters.push_back(std::make_unique<Cluster>());
+    all.back()->cluster = clusters.back().get();
+    clusters.back()->blocks.push_back(all.back().get());
     all.back()->shared.reset(new unsigned char[shared_bytes]);
     // What was not written must not look like anything useful.
     std::memset(all.back()->shared.get(), 0xff, shared_bytes);
@@ -245,9 +258,28 @@ inline void wait_for_bytes(uint64_t* at, int parity) {
 inline uint4 load_fresh(const void* from) { uint4 v; std::memcpy(&v, from, 16); return v; }
 inline void publish(void* to, uint32_t word) { std::memcpy(to, &word, 4); }
 inline void publish_four(void* to, uint2 words) { std::memcpy(to, &words, 8); }
+inline void publish_pair(void* to, float2 pair) { std::memcpy(to, &pair, 8); }
+inline uint2 load_pair(const void* from) { uint2 v; std::memcpy(&v, from, 8); return v; }
 inline void publish_eight(void* to, uint4 words) { std::memcpy(to, &words, 16); }
-inline void arrive(unsigned long long* counter) { ++*counter; }
-inline unsigned long long arrived(const unsigned long long* counter) { return *counter; }
-inline unsigned long long arrived_before(const unsigned long long* counter) { return *counter; }
+inline void count(unsigned long long* counter) { ++*counter; }
+inline unsigned long long counted(const unsigned long long* counter) { return *counter; }
+
+typedef unsigned char* Remote;
+inline Remote remote(const void* own, int rank) {
+  using namespace emulation;
+  Block* block = current->block;
+  return block->cluster->blocks[rank]->shared.get() + ((const unsigned char*)own - block->shared.get());
+}
+inline void store_remote(Remote to, float4 v) { std::memcpy(to, &v, 16); }
+inline void cluster_arrive() {
+  using namespace emulation;
+  Cluster* cluster = current->block->cluster;
+  current->cluster_round = cluster->meeting.round;
+  if (++cluster->meeting.waiting == 256 * cluster->blocks.size()) cluster->meeting.waiting = 0, cluster->meeting.round++;
+}
+inline void cluster_wait() {
+  using namespace emulation;
+  while (current->block->cluster->meeting.round == current->cluster_round) yield();
+}
 inline void relax(int) { emulation::yield(); }
 inline void stamp(unsigned long long*, int) {}
