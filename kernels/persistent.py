@@ -157,7 +157,7 @@ class PersistentShape:
         narrow, wide = self._units(h), max(map(self._units, self._wide_widths))
         chain = 16 * (max(narrow * widest, wide * h) + max(narrow, wide) * h) + 8 * 16 * _LINE * 4
         stages = _STAGES * (_TILE + self.columns) * 128
-        return max(self._front_bytes + max(stages, self.key_value_columns * h * 2), chain) + 1024 + 2 * 8
+        return max(self._front_bytes + max(stages, self.key_value_columns * h * 2), chain) + 1024 + 4 * 8
 
     @cached_property
     def _front_bytes(self) -> int:
@@ -281,15 +281,20 @@ _SCRATCH = ("exchange", "output", "counter", "stamps")
 _COUNTS = ("vlm_tokens", "dino_tokens", "vlm_split", "vlm_splits", "dino_split", "dino_splits")
 
 
+_POINTERS = ("key_value_weights", "key_value_bias", "hidden_states", "query", "weights", "columns")
+
+
 class _LinearStruct(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias", "sums")]
 
 
-def _steps(layer: _Layer) -> Iterator[_Linear | None]:
-    """What a layer's steps multiply with; attentions have nothing of their own. See Kind in layout.cuh."""
-    own = layer.queries
-    yield from (None, None, None, None) if own is None else (own.qkv, None, own.out, own.query)
-    yield from (None, layer.cross_out, layer.up, layer.down)
+def _products(weights: Weights) -> Iterator[_Linear]:
+    """The chain's products, in their order."""
+    for layer in weights.layers:
+        if layer.queries is not None:
+            yield from (layer.queries.qkv, layer.queries.out, layer.queries.query)
+        yield from (layer.cross_out, layer.up, layer.down)
+    yield weights.out
 
 
 class PersistentParameters:
@@ -303,16 +308,18 @@ class PersistentParameters:
         query = torch.zeros(shape.rows, shape.hidden_dim, dtype=shape.dtype, device=weights.query.device)
         query[: shape.num_queries] = weights.query[0]
         self.query = _placed(query)
-        self._fragments: list[Tensor] = []
-        products = [self._product(linear) for layer in weights.layers for linear in _steps(layer)]
-        products += (self._product(weights.out, part, shape.out_passes) for part in range(shape.out_passes))
+        self._key_values = swizzled(weights.keys_values.weight, shape.key_value_columns)
+        products = list(_products(weights))
+        self._weights = torch.cat([fragments(linear.weight).flatten() for linear in products])
+        parts = [1] * (len(products) - 1) + [shape.out_passes]
+        columns = (_columns(linear, n) for linear, n in zip(products, parts, strict=True))
+        self._columns = torch.cat(list(columns))
 
         class Parameters(ctypes.Structure):
             _fields_ = [
                 *((name, ctypes.c_void_p) for name in ("vlm", "dino", "lengths", "table")),
-                *((name, _LinearStruct) for name in ("vlm_projection", "dino_projection", "keys_values")),
-                *((name, ctypes.c_void_p) for name in ("hidden_states", "query")),
-                ("products", _LinearStruct * len(products)),
+                *((name, _LinearStruct) for name in ("vlm_projection", "dino_projection")),
+                *((name, ctypes.c_void_p) for name in _POINTERS),
                 *((name, ctypes.c_void_p) for name in _SCRATCH),
                 *((name, ctypes.c_int) for name in _COUNTS),
             ]
@@ -320,26 +327,17 @@ class PersistentParameters:
         self.structure = Parameters(
             vlm_projection=_linear(weights.vlm),
             dino_projection=_linear(weights.dino),
-            keys_values=_linear(weights.keys_values),
+            key_value_weights=self._key_values.data_ptr(),
+            key_value_bias=weights.keys_values.bias.data_ptr(),
             hidden_states=weights.hidden_states.data_ptr(),
             query=self.query.data_ptr(),
-            products=(_LinearStruct * len(products))(*products),
+            weights=self._weights.data_ptr(),
+            columns=self._columns.data_ptr(),
         )
 
     def tensors(self) -> Iterator[Tensor]:
         """What is kept besides the weights."""
-        yield self.query
-        yield from self._fragments
-
-    def _product(self, linear: _Linear | None, part: int = 0, parts: int = 1) -> _LinearStruct:
-        if linear is None:
-            return _LinearStruct()
-        weight = fragments(linear.weight.chunk(parts)[part])
-        self._fragments.append(weight)
-        bias, sums = (
-            None if x is None else x.chunk(parts)[part].data_ptr() for x in (linear.bias, linear.sums)
-        )
-        return _LinearStruct(weight=weight.data_ptr(), bias=bias, sums=sums)
+        yield from (self.query, self._key_values, self._weights, self._columns)
 
     def fill(
         self, vlm: Tensor, dino: Tensor, table: Tensor, lengths: Tensor, buffers: Buffers
@@ -357,6 +355,13 @@ class PersistentParameters:
         return structure
 
 
+def _columns(linear: _Linear, parts: int) -> Tensor:
+    """Biases, and what a norm takes from its columns, of one part of a product after the other."""
+    bias = linear.bias
+    sums = torch.zeros_like(bias) if linear.sums is None else linear.sums
+    return torch.stack([bias.view(parts, -1), sums.view(parts, -1)], dim=1).flatten()
+
+
 def _linear(linear: _Linear) -> _LinearStruct:
     tensors = {"weight": linear.weight, "bias": linear.bias, "sums": linear.sums}
     return _LinearStruct(**{name: x.data_ptr() for name, x in tensors.items() if x is not None})
@@ -366,6 +371,18 @@ def fragments(weight: Tensor) -> Tensor:
     """A weight [N, K] as the chain reads it, [N / 8, K / 32, 32, 8]: by unit of rows, block of columns and lane."""
     units, blocks = weight.shape[0] // 8, weight.shape[1] // 32
     return weight.reshape(units, 8, blocks, 4, 8).transpose(1, 2).reshape(units, blocks, 32, 8).contiguous()
+
+
+def swizzled(weight: Tensor, columns: int) -> Tensor:
+    """A weight [N, K] as shared memory holds it, [N / columns, K / 64, columns, 64], zeros behind its last row.
+
+    Of a row's eight chunks of 16 bytes, chunk i of row r lies where i ^ (r % 8) would; see `staged` in projection.cuh.
+    """
+    rows, steps = _divide_up(weight.shape[0], columns) * columns, weight.shape[1] // 64
+    padded = torch.nn.functional.pad(weight, (0, 0, 0, rows - weight.shape[0]))
+    chunks = padded.reshape(-1, columns, steps, 8, 8).transpose(1, 2)
+    order = torch.arange(8, device=weight.device) ^ (torch.arange(columns, device=weight.device) % 8)[:, None]
+    return chunks.gather(3, order[None, None, :, :, None].expand_as(chunks)).contiguous()
 
 
 def _placed(rows: Tensor) -> Tensor:

@@ -1,13 +1,10 @@
 // The kernel: the context, then the chain.
 
-// The weights of the chain come from memory while the context is made: each block asks for a piece of each, a thread a product.
+// The weights of the chain come from memory while the context is made: each block asks for its share.
 DEVICE void prefetch_weights(const Parameters& p) {
-  int step = CROSS_OUT;
-  for (int i = 0; i < thread_index() && step < LAST_STEP; i++) step = next_product(step);
-  if (step >= LAST_STEP) return;
-  int kind = kind_of(step), size = width_of(kind) * (kind == DOWN ? FF : HIDDEN), piece = divide_up(size / 64, GRID) * 64;
-  int first = block_index() * piece;
-  if (first < size) prefetch(p.products[step].weight + first, 2 * min(piece, size - first));
+  constexpr int ALL = LAYERS * weight_offset(KINDS) - weight_offset(CROSS_OUT) + OUT * HIDDEN, SHARE = divide_up(ALL, GRID * 8 * 64) * 64;
+  int first = (block_index() * 8 + thread_index()) * SHARE;
+  if (thread_index() < 8 && first < ALL) prefetch(p.weights + first, 2 * min(SHARE, ALL - first));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_constant__ Parameters p) {
@@ -17,7 +14,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   // Each launch before this one has left GRID counts; those of this one are fewer until this block leaves its own.
   unsigned long long launch = counted(p.counter) / GRID;
   Exchange exchange(p, launch & 1);
-  if (thread < 2) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread);
+  if (thread < 3) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread);
   stamp(p.stamps, 0);
   // Nobody sends before all are there.
   cluster_arrive();
@@ -36,10 +33,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   Clearing clearing(Exchange(p, ~launch & 1));
   if (thread == 0) count(p.counter);
   if (at.share >= GROUPS) return clearing.finish();
-  Chain chain = {p, at, shared, exchange, clearing, {0, 0}, 0, LAST_STEP};
+  Chain chain = {p, at, shared, exchange, clearing, {0, 0}, 0};
   // The first two products' weights, one to a region, where the context's tiles were.
-#pragma unroll 1
-  for (int turn = 0; turn < 2; turn++) chain.fetch(CROSS_OUT + turn, turn);
+  chain.fetch<CROSS_OUT>(0, 0);
   chain.load_residual();
   chain.run();
 }

@@ -43,10 +43,11 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int first_column
 }
 
 // Attention of the block's rows in the head of HEAD columns from `column` on, over blocks of 32 keys, a warp a block at a time. Queries and,
-// `key_column` columns further on, keys are `width` wide, `limit` of these; `count` keys take part. Writes [ROWS, HIDDEN] and, unless null,
+// KEY_COLUMN columns further on, keys are WIDTH wide, `limit` of these; `count` keys take part. Writes [ROWS, HIDDEN] and, unless null,
 // logs [ROWS, HEADS, 4].
-DEVICE void attend(const Place& at, unsigned char* shared, int column, const Element* query, const Element* keys, int width, int key_column,
-                   const Element* values, int first, int last, int count, int limit, Element* output, float* logs) {
+template <int WIDTH, int KEY_COLUMN>
+DEVICE void attend(const Place& at, unsigned char* shared, int column, const Element* query, const Element* keys, const Element* values,
+                   int first, int last, int count, int limit, Element* output, float* logs) {
   float largest[2] = {EMPTY, EMPTY}, total[2] = {0, 0}, mixed[8][4] = {};
   uint4 q[2][2], k[4][2], v[8];
   bool first_time = true;
@@ -60,7 +61,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
         int key = base + (at.group >> 1) * 8 + tile * 2 + (at.group & 1);
 #pragma unroll
         for (int half = 0; half < 2; half++)
-          k[tile][half] = load_fresh(keys + placed(min(key, limit - 1), key_column + column + half * 32 + at.quad * 8, width));
+          k[tile][half] = load_fresh(keys + placed(min(key, limit - 1), KEY_COLUMN + column + half * 32 + at.quad * 8, WIDTH));
       }
 #pragma unroll
       for (int tile = 0; tile < 8; tile++)
@@ -71,7 +72,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
       if (first_time)
 #pragma unroll
         for (int i = 0; i < 4; i++)
-          q[i >> 1][i & 1] = load_fresh(query + placed(at.rows + at.group + (i & 1) * 8, column + (i >> 1) * 32 + at.quad * 8, width));
+          q[i >> 1][i & 1] = load_fresh(query + placed(at.rows + at.group + (i & 1) * 8, column + (i >> 1) * 32 + at.quad * 8, WIDTH));
       uint32_t largest = max(max(largest_word(q[0][0]), largest_word(q[0][1])), max(largest_word(q[1][0]), largest_word(q[1][1])));
 #pragma unroll
       for (int tile = 0; tile < 8; tile++) largest = max(largest, max(largest_word(v[tile]), largest_word(k[tile >> 1][tile & 1])));

@@ -1,50 +1,61 @@
 // The chain of products and attentions on the queries.
 
-DEVICE int kind_of(int step) { return step < OUT_STEP ? step % KINDS : KINDS; }
-DEVICE int width_of(int kind) { return kind == QKV ? 3 * HIDDEN : kind == UP ? FF : kind == KINDS ? OUT / OUT_PASSES : HIDDEN; }
+__host__ __device__ constexpr int width_of(int kind) { return kind == QKV ? 3 * HIDDEN : kind == UP ? FF : kind == KINDS ? OUT / OUT_PASSES : HIDDEN; }
+__host__ __device__ constexpr int dim_of(int kind) { return kind == DOWN ? FF : HIDDEN; }
+__host__ __device__ constexpr bool is_product(int kind) { return kind != SELF_ATTEND && kind != CROSS_ATTEND; }
+__host__ __device__ constexpr bool has_norm(int kind) { return kind == QKV || kind == QUERY_OUT || kind == UP || kind == KINDS; }
+
+// Where a layer's product begins among all weights, and among biases and sums of columns; those of the first layer begin with CROSS_OUT.
+__host__ __device__ constexpr int weight_offset(int kind) {
+  int offset = 0;
+  for (int before = 0; before < kind; before++) offset += is_product(before) ? width_of(before) * dim_of(before) : 0;
+  return offset;
+}
+__host__ __device__ constexpr int column_offset(int kind) {
+  int offset = 0;
+  for (int before = 0; before < kind; before++) offset += is_product(before) ? 2 * width_of(before) : 0;
+  return offset;
+}
+
+template <int KIND>
+DEVICE const Element* weights_of(const Parameters& p, int layer) {
+  return p.weights + layer * weight_offset(KINDS) + (weight_offset(KIND % KINDS) - weight_offset(CROSS_OUT));
+}
+
+// Biases, behind them sums.
+template <int KIND>
+DEVICE const float* columns_of(const Parameters& p, int layer) {
+  return p.columns + layer * column_offset(KINDS) + (column_offset(KIND % KINDS) - column_offset(CROSS_OUT));
+}
 
 // Where among a layer's buffers a product finds its input, the layer's before for QKV and the output, and leaves what it makes.
-DEVICE int input_of(int kind) {
-  switch (kind) {
-    case SELF_OUT: return MIXED;
-    case CROSS_OUT: return ATTENDED;
-    case QUERY_OUT: return AFTER_SELF;
-    case UP: return AFTER_CROSS;
-    case DOWN: return RAISED;
-    default: return AFTER_FF - LAYER_EXCHANGE;
-  }
+__host__ __device__ constexpr int input_of(int kind) {
+  return kind == SELF_OUT ? MIXED : kind == CROSS_OUT ? ATTENDED : kind == QUERY_OUT ? AFTER_SELF : kind == UP ? AFTER_CROSS
+         : kind == DOWN ? RAISED : AFTER_FF - LAYER_EXCHANGE;
 }
 
-DEVICE int output_of(int kind) {
-  switch (kind) {
-    case QKV: return QUERY_KEYS;
-    case SELF_OUT: return AFTER_SELF;
-    case QUERY_OUT: return QUERY;
-    case CROSS_OUT: return AFTER_CROSS;
-    case UP: return RAISED;
-    default: return AFTER_FF;
-  }
-}
-
-DEVICE int next_product(int step) {
-  int kind = kind_of(++step);
-  return kind == SELF_ATTEND || kind == CROSS_ATTEND ? step + 1 : step;
+__host__ __device__ constexpr int output_of(int kind) {
+  return kind == QKV ? QUERY_KEYS : kind == SELF_OUT ? AFTER_SELF : kind == QUERY_OUT ? QUERY : kind == CROSS_OUT ? AFTER_CROSS
+         : kind == UP ? RAISED : AFTER_FF;
 }
 
 // The block's units of 8 columns.
+template <int WIDTH>
 struct Units {
   int first, last;
-  DEVICE Units(const Place& at, int width) : first(at.share * (width / 8) / GROUPS), last((at.share + 1) * (width / 8) / GROUPS) {}
+  DEVICE Units(const Place& at) : first(at.share * (WIDTH / 8) / GROUPS), last((at.share + 1) * (WIDTH / 8) / GROUPS) {}
 };
 
 // A product's weight lies as its fragments do: [units of 8 rows, blocks of 32 columns, lanes, 8], see fragments() in persistent.py. A block's
 // units are one piece of it, for which all warps ask, so that none is late for the next step. Bytes may come before they are expected.
-DEVICE void fetch_weights(const Place& at, const Element* weight, int width, int dim, unsigned char* region, uint64_t* arrival) {
+template <int WIDTH, int DIM>
+DEVICE void fetch_weights(const Place& at, const Element* weight, unsigned char* region, uint64_t* arrival) {
   if (at.thread & 31) return;
-  Units units(at, width);
-  if (at.warp == 0) expect_bytes(arrival, (units.last - units.first) * dim * 16);
-  for (int unit = at.warp; unit < units.last - units.first; unit += WARPS)
-    copy_bulk(region + unit * dim * 16, weight + (size_t)(units.first + unit) * dim * 8, dim * 16, arrival);
+  Units<WIDTH> units(at);
+  if (at.warp == 0) expect_bytes(arrival, (units.last - units.first) * DIM * 16);
+#pragma unroll
+  for (int unit = at.warp; unit < block_units(WIDTH); unit += WARPS)
+    if (unit < units.last - units.first) copy_bulk(region + unit * DIM * 16, weight + (units.first + unit) * DIM * 8, DIM * 16, arrival);
 }
 
 // The block's 16 rows of x [ROWS, DIM] as fragments, once they are written; a warp has every eighth 32 places of the contracted axis.
@@ -153,24 +164,30 @@ struct Chain {
   Clearing clearing;
   float2 residual;  // of this thread's columns, where a product has one
   int turn;         // of products; its parity says which region of weights is meant
-  int due;          // the product whose weights are to be asked for, in the region of the product before last
 
   DEVICE unsigned char* region(int turn) const { return shared + (turn & 1) * EVEN_REGION; }
   DEVICE uint64_t* arrival(int turn) const { return (uint64_t*)(shared + ARRIVALS_AT) + (turn & 1); }
 
-  DEVICE void fetch(int step, int turn) {
-    if (step >= LAST_STEP) return;
-    int kind = kind_of(step);
-    fetch_weights(at, p.products[step].weight, width_of(kind), kind == DOWN ? FF : HIDDEN, region(turn), arrival(turn));
+  template <int KIND>
+  DEVICE void fetch(int layer, int turn, int part = 0) {
+    const Element* weight = weights_of<KIND>(p, layer) + part * width_of(KIND) * dim_of(KIND);
+    fetch_weights<width_of(KIND), dim_of(KIND)>(at, weight, region(turn), arrival(turn));
   }
 
-  DEVICE void fetch_due() {
-    fetch(due, turn + 1);
-    due = LAST_STEP;
+  // Ask for the next product's weights, in the place of those of the product before.
+  template <int KIND>
+  DEVICE void fetch_next(int layer) {
+    constexpr int NEXT = KIND == QKV ? SELF_OUT : KIND == SELF_OUT ? QUERY_OUT : KIND == QUERY_OUT ? CROSS_OUT : KIND == CROSS_OUT ? UP : DOWN;
+    if (KIND == KINDS || KIND == DOWN) {
+      if (KIND == DOWN && layer + 1 < LAYERS) fetch<QKV>(layer + 1, turn + 1);
+      else if (KIND == DOWN) fetch<KINDS>(layer + 1, turn + 1);
+    } else {
+      fetch<NEXT>(layer, turn + 1);
+    }
   }
 
   DEVICE void load_residual() {
-    Units units(at, HIDDEN);
+    Units<HIDDEN> units(at);
     int row = at.rows + (at.thread >> 4), column = units.first * 8 + (at.thread & 15) * 2;
     residual = make_float2(0, 0);
     if (row < QUERIES && column < units.last * 8) residual = *(const float2*)(p.hidden_states + row * HIDDEN + column);
@@ -178,59 +195,60 @@ struct Chain {
 
   // A product, with the norm before it and GELU or the residual after it. It writes the next step's input: for QKV queries and keys
   // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; behind the last layer all parts of the output, one after the other.
-  template <int DIM, int UNITS>
-  DEVICE void product(int step, int kind, Element* own) {
-    constexpr int BLOCKS = divide_up(DIM / 32, WARPS), PASSES = divide_up(UNITS, 4);
-    bool norm = kind != CROSS_OUT && kind != SELF_OUT && kind != DOWN;
-    Units units(at, width_of(kind));
+  template <int KIND>
+  DEVICE void product(int layer) {
+    constexpr int DIM = dim_of(KIND), WIDTH = width_of(KIND), BLOCKS = divide_up(DIM / 32, WARPS), UNITS = block_units(WIDTH), PASSES = divide_up(UNITS, 4);
+    constexpr bool NORM = has_norm(KIND);
+    Element* own = exchange.chain + layer * LAYER_EXCHANGE;
+    Units<WIDTH> units(at);
     float* parts = (float*)(shared + SLICES_AT);
     float2* row_sums = (float2*)(shared + SUMS_AT);
     uint4 a[BLOCKS][2] = {};
-    float2 bias[PASSES], column_sums[PASSES], sums[2];
-    load_columns(p.products[step], units, norm, bias, column_sums);
-    take<DIM>(at, own + input_of(kind), a, [&] { fetch_due(), clearing.advance(); });
-    stamp(p.stamps, 6 + 2 * step);
-    if (norm) {
+    float2 bias[PASSES], column_sums[PASSES];
+    load_columns<WIDTH, NORM>(columns_of<KIND>(p, layer), units, bias, column_sums);
+    take<DIM>(at, own + input_of(KIND), a, [&] { fetch_next<KIND>(layer), clearing.advance(); });
+    stamp(p.stamps, 6 + 2 * (layer * KINDS + KIND % KINDS));
+    if (NORM) {
+      float2 sums[2];
       sum_rows(a, sums);
       if (at.quad < 2) row_sums[at.warp * 16 + at.group + at.quad * 8] = at.quad ? sums[1] : sums[0];
     }
-    while (true) {
+#pragma unroll 1
+    for (int part = 0; part < (KIND == KINDS ? OUT_PASSES : 1); part++) {
+      if (part > 0) load_columns<WIDTH, NORM>(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
+      if (KIND == KINDS && part + 1 < OUT_PASSES) fetch<KIND>(layer, turn + 1, part + 1);
       float result[UNITS][4] = {};
       wait_for_bytes(arrival(turn), turn >> 1 & 1);
       multiply_rows<DIM>(at, a, region(turn), result);
       // What the step before this has left there was read by all.
       block_sync();
-      float2 statistics = norm ? row_statistics(row_sums, at.thread >> 4) : make_float2(0, 1);
+      float2 statistics = NORM ? row_statistics(row_sums, at.thread >> 4) : make_float2(0, 1);
       keep_rows(at, result, parts);
       block_sync();
-      finish_columns(step, kind, own, units, statistics, bias, column_sums, parts);
+      finish_columns<KIND>(part, own, units, statistics, bias, column_sums, parts);
       turn++;
-      due = next_product(next_product(step));
-      stamp(p.stamps, 7 + 2 * step);
-      if (kind != KINDS || ++step == LAST_STEP) return;
-      fetch_due();
-      load_columns(p.products[step], units, norm, bias, column_sums);
+      stamp(p.stamps, 7 + 2 * (layer * KINDS + KIND % KINDS + part));
     }
   }
 
   // What is added to this thread's columns, two in every 32, and what the norm takes from them.
-  template <int PASSES>
-  DEVICE void load_columns(const Linear& linear, const Units& units, bool norm, float2 (&bias)[PASSES], float2 (&sums)[PASSES]) {
+  template <int WIDTH, bool NORM, int PASSES>
+  DEVICE void load_columns(const float* columns, const Units<WIDTH>& units, float2 (&bias)[PASSES], float2 (&sums)[PASSES]) {
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
       int column = units.first * 8 + pass * 32 + (at.thread & 15) * 2;
       bias[pass] = sums[pass] = make_float2(0, 0);
       if (column < units.last * 8) {
-        bias[pass] = *(const float2*)(linear.bias + column);
-        if (norm) sums[pass] = *(const float2*)(linear.sums + column);
+        bias[pass] = *(const float2*)(columns + column);
+        if (NORM) sums[pass] = *(const float2*)(columns + WIDTH + column);
       }
     }
   }
 
   // Add the warps' parts of two in every 32 columns of a row, sixteen threads a row, and write what becomes of them. Columns beyond the
   // block's are computed from anything and dropped, so that all are under way at once.
-  template <int PASSES>
-  DEVICE void finish_columns(int step, int kind, Element* own, const Units& units, float2 statistics, const float2 (&bias)[PASSES],
+  template <int KIND, int PASSES>
+  DEVICE void finish_columns(int part, Element* own, const Units<width_of(KIND)>& units, float2 statistics, const float2 (&bias)[PASSES],
                              const float2 (&column_sums)[PASSES], const float* parts) {
     const float* from = parts + (at.thread >> 4) * LINE + (at.thread & 15) * 2;
     float2 value[PASSES];
@@ -239,32 +257,32 @@ struct Chain {
       float2 sum = {0, 0};
 #pragma unroll
       for (int slice = 0; slice < WARPS; slice++) {
-        float2 part = *(const float2*)(from + slice * 16 * LINE + pass * 32);
-        sum.x += part.x;
-        sum.y += part.y;
+        float2 more = *(const float2*)(from + slice * 16 * LINE + pass * 32);
+        sum.x += more.x;
+        sum.y += more.y;
       }
       value[pass].x = statistics.y * (sum.x - statistics.x * column_sums[pass].x) + bias[pass].x;
       value[pass].y = statistics.y * (sum.y - statistics.x * column_sums[pass].y) + bias[pass].y;
+      if (KIND == UP) value[pass] = make_float2(gelu(value[pass].x), gelu(value[pass].y));
     }
-    if (kind == UP)
-#pragma unroll
-      for (int pass = 0; pass < PASSES; pass++) value[pass] = make_float2(gelu(value[pass].x), gelu(value[pass].y));
     // What ends in HIDDEN columns and has no norm has a residual, of one pass.
-    if (kind == CROSS_OUT || kind == SELF_OUT || kind == DOWN) {
+    if (KIND == CROSS_OUT || KIND == SELF_OUT || KIND == DOWN) {
       residual = make_float2(residual.x + value[0].x, residual.y + value[0].y);
       value[0] = residual;
     }
 #pragma unroll
-    for (int pass = 0; pass < PASSES; pass++) write_columns(step, kind, own, units, pass * 32 + (at.thread & 15) * 2, value[pass]);
+    for (int pass = 0; pass < PASSES; pass++) write_columns<KIND>(part, own, units, pass * 32 + (at.thread & 15) * 2, value[pass]);
   }
 
   // Write two columns of a row, the first of them `inside` the block's.
-  DEVICE void write_columns(int step, int kind, Element* own, const Units& units, int inside, float2 value) {
-    int row = at.rows + (at.thread >> 4), width = width_of(kind), column = units.first * 8 + inside;
+  template <int KIND>
+  DEVICE void write_columns(int part, Element* own, const Units<width_of(KIND)>& units, int inside, float2 value) {
+    constexpr int WIDTH = width_of(KIND);
+    int row = at.rows + (at.thread >> 4), column = units.first * 8 + inside;
     uint32_t pair = pack(value.x, value.y);
-    Element* to = own + output_of(kind) + placed(row, column, kind == QKV ? 2 * HIDDEN : width);
-    if (kind == KINDS) to = p.output + (step - OUT_STEP) * width + row * OUT + column;
-    if (kind == QKV) {
+    Element* to = own + output_of(KIND) + placed(row, column, KIND == QKV ? 2 * HIDDEN : WIDTH);
+    if (KIND == KINDS) to = p.output + part * WIDTH + row * OUT + column;
+    if (KIND == QKV) {
       // Two rows of a column lie side by side among the values; the next row's thread is 16 lanes away.
       bool odd = row & 1;
       float other = warp_exchange(odd ? value.x : value.y, 16);
@@ -273,40 +291,43 @@ struct Chain {
         pair = odd ? pack(other, value.y) : pack(value.x, other);
       }
     }
-    if (column < units.last * 8 && (kind != KINDS || row < QUERIES)) publish(to, pair);
+    if (column < units.last * 8 && (KIND != KINDS || row < QUERIES)) publish(to, pair);
   }
 
-  DEVICE void attend_in(int kind, int layer) {
-    fetch_due();
+  template <bool SELF>
+  DEVICE void attend_in(int layer) {
     Element* own = exchange.chain + layer * LAYER_EXCHANGE;
     int head = at.share % HEADS, split = at.share / HEADS;
-    if (split >= (kind == SELF_ATTEND ? 1 : SPLITS)) return;
-    bool self = kind == SELF_ATTEND;
+    if (split >= (SELF ? 1 : SPLITS)) return;
     int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32, each = divide_up(padded / 32, SPLITS);
-    size_t start = (size_t)layer * padded * HIDDEN;
-    int first = self ? 0 : split * each, last = self ? divide_up(QUERIES, 32) : min(padded / 32, first + each);
-    const Element *query = self ? own + QUERY_KEYS : layer ? own + QUERY : p.query, *keys = self ? own + QUERY_KEYS : exchange.keys + start;
-    attend(at, shared, head * HEAD, query, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, self ? own + VALUES : exchange.values + start, first, last,
-           self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded, own + (self ? MIXED : PARTS + split * ROWS * HIDDEN),
-           self ? nullptr : (float*)(own + LOGS) + head * 4 + split);
-    if (!self) merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
+    if (SELF) {
+      attend<2 * HIDDEN, HIDDEN>(at, shared, head * HEAD, own + QUERY_KEYS, own + QUERY_KEYS, own + VALUES, 0, divide_up(QUERIES, 32), QUERIES, ROWS,
+                                 own + MIXED, nullptr);
+    } else {
+      size_t start = (size_t)layer * padded * HIDDEN;
+      attend<HIDDEN, 0>(at, shared, head * HEAD, layer ? own + QUERY : p.query, exchange.keys + start, exchange.values + start, split * each,
+                        min(padded / 32, (split + 1) * each), min(p.dino_tokens + p.lengths[0], total), padded, own + PARTS + split * ROWS * HIDDEN,
+                        (float*)(own + LOGS) + head * 4 + split);
+      merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
+    }
+    stamp(p.stamps, 7 + 2 * (layer * KINDS + (SELF ? SELF_ATTEND : CROSS_ATTEND)));
   }
 
   DEVICE void run() {
 #pragma unroll 1
-    for (int step = CROSS_ATTEND; step < LAST_STEP; step++) {
-      int layer = min(step / KINDS, LAYERS), kind = kind_of(step);
-      if (kind == SELF_ATTEND || kind == CROSS_ATTEND) {
-        attend_in(kind, layer);
-        stamp(p.stamps, 7 + 2 * step);
-      } else {
-        Element* own = exchange.chain + layer * LAYER_EXCHANGE;
-        if (kind == DOWN) product<FF, NARROW>(step, kind, own);
-        else if (width_of(kind) == HIDDEN) product<HIDDEN, NARROW>(step, kind, own);
-        else product<HIDDEN, WIDE>(step, kind, own);
-        // The output's parts come together.
-        if (kind == KINDS) return;
+    for (int layer = 0; layer < LAYERS; layer++) {
+      renew(at.share), renew(at.thread);
+      if (layer > 0) {
+        product<QKV>(layer);
+        attend_in<true>(layer);
+        product<SELF_OUT>(layer);
+        product<QUERY_OUT>(layer);
       }
+      attend_in<false>(layer);
+      product<CROSS_OUT>(layer);
+      product<UP>(layer);
+      product<DOWN>(layer);
     }
+    product<KINDS>(LAYERS);
   }
 };

@@ -1,7 +1,8 @@
 // The keys and values that all layers read from the context: [LAYERS, padded * HIDDEN] each, placed as fragments are read.
 
 constexpr int CONTEXT_STEPS = HIDDEN / 64, KEY_VALUE_COLUMNS = 2 * LAYERS * HIDDEN;
-// A block keeps the weights of its columns, half of them for each four warps, and takes 64 tokens after the other.
+// A block keeps the weights of its columns, half of them for each four warps, and takes 64 tokens after the other. In memory the weights lie
+// as they do in a block, [KV_TILES, steps, KV_COLUMNS, 64], chunks swizzled by `staged`, with zeros behind the last column.
 constexpr int HALF_COLUMNS = KV_COLUMNS / 2, KV_TILES = divide_up(KEY_VALUE_COLUMNS, KV_COLUMNS), KV_ROWS = GRID / KV_TILES;
 
 struct KeysValues {
@@ -13,16 +14,16 @@ struct KeysValues {
 
   DEVICE int total() const { return p.vlm_tokens + p.dino_tokens; }
   DEVICE int first_column() const { return block_index() % KV_TILES * KV_COLUMNS; }
+  DEVICE uint64_t* arrival() const { return (uint64_t*)(shared + ARRIVALS_AT) + 2; }
   DEVICE unsigned char* input(int step) const { return shared + step * 64 * 128; }
   DEVICE unsigned char* weights(int step) const { return shared + FRONT_BYTES + step * KV_COLUMNS * 128; }
 
   // Which need not wait for the context.
   DEVICE void load_weights() {
-#pragma unroll 1
-    for (int step = 0; step < CONTEXT_STEPS; step++)
-      load_rows<KV_COLUMNS>(at, weights(step), p.keys_values.weight + (size_t)first_column() * HIDDEN, HIDDEN, KEY_VALUE_COLUMNS - first_column(),
-                            step * 64, HIDDEN);
-    copy_commit();
+    constexpr int BYTES = KV_COLUMNS * HIDDEN * 2;
+    if (at.thread > 0) return;
+    expect_bytes(arrival(), BYTES);
+    copy_bulk(shared + FRONT_BYTES, p.key_value_weights + (size_t)(block_index() % KV_TILES) * (BYTES / 2), BYTES, arrival());
   }
 
   DEVICE void ask(int token, int step) {
@@ -46,8 +47,8 @@ struct KeysValues {
     float2 bias[HALF_COLUMNS / 8];
 #pragma unroll
     for (int i = 0; i < HALF_COLUMNS / 8; i++)
-      bias[i] = *(const float2*)(p.keys_values.bias + min(first_column() + at.warp / 4 * HALF_COLUMNS + i * 8 + at.quad * 2, KEY_VALUE_COLUMNS - 2));
-    copy_wait<0>();
+      bias[i] = *(const float2*)(p.key_value_bias + min(first_column() + at.warp / 4 * HALF_COLUMNS + i * 8 + at.quad * 2, KEY_VALUE_COLUMNS - 2));
+    wait_for_bytes(arrival(), 0);
     // What lies where the input goes was read by all.
     block_sync();
 #pragma unroll 1

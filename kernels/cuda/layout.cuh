@@ -19,7 +19,6 @@ constexpr int ROW_TILES = (QUERIES + 15) / 16, ROWS = 16 * ROW_TILES, GROUPS = G
 constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
 // The steps of a layer; the first layer starts at CROSS_ATTEND. Behind the last layer come the parts of the output.
 enum Kind { QKV, SELF_ATTEND, SELF_OUT, QUERY_OUT, CROSS_ATTEND, CROSS_OUT, UP, DOWN, KINDS };
-constexpr int OUT_STEP = LAYERS * KINDS, LAST_STEP = OUT_STEP + OUT_PASSES;
 constexpr int PRODUCTS = 3 + 6 * (LAYERS - 1) + 1;  // with an input of their own
 constexpr uint32_t UNWRITTEN = 0xffffffffu;
 constexpr int REST = 100;  // nanoseconds between two looks at a step's input
@@ -37,10 +36,13 @@ struct Parameters {
   const Element *vlm, *dino;
   const int* lengths;
   const float* table;
-  Linear vlm_projection, dino_projection, keys_values;
+  Linear vlm_projection, dino_projection;
+  const Element* key_value_weights;
+  const float* key_value_bias;
   const float* hidden_states;
   const Element* query;
-  Linear products[LAST_STEP];  // of every step that is one
+  const Element* weights;  // of the chain's products
+  const float* columns;    // and their biases and sums
   Element *exchange, *output;
   unsigned long long *counter, *stamps;
   int vlm_tokens, dino_tokens, vlm_split, vlm_splits, dino_split, dino_splits;
@@ -86,7 +88,7 @@ constexpr int SLICES_AT = EVEN_REGION + ODD_REGION;
 constexpr int KEY_LINE = KV_COLUMNS + 8, VALUE_LINE = 64 + 8, LINES_BYTES = 2 * (64 * KEY_LINE + KV_COLUMNS * VALUE_LINE);
 constexpr int FRONT_BYTES = divide_up(larger(larger(128 * COLUMNS * 4, 64 * HIDDEN * 2), LINES_BYTES), 1024) * 1024;
 constexpr int SUMS_AT = larger(FRONT_BYTES + larger(STAGES * STAGE_BYTES, KV_COLUMNS * HIDDEN * 2), SLICES_AT + WARPS * 16 * LINE * 4);
-constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 2 * 8;
+constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 4 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE, "kernels/persistent.py");
 
 // Where an element lies in what blocks exchange and in keys, [rows / 16, width / 32, 16, 32]: a fragment is one run of 512 bytes.

@@ -186,6 +186,9 @@ DEVICE void store_remote(Remote to, float4 v) {
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
+// What was computed from it is computed again rather than kept in registers.
+DEVICE void renew(int& value) { asm volatile("" : "+r"(value)); }
+
 DEVICE void relax(int nanoseconds) { __nanosleep(nanoseconds); }
 
 // Where the time goes, for kernels that are compiled to tell.

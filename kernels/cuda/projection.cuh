@@ -147,26 +147,46 @@ DEVICE void await_statistics(const Parameters& p, const Place& at, unsigned char
   if (split == 0) ((float2*)(shared + SUMS_AT))[inside] = make_float2(mean, inverse_deviation(sum, mean, tile.dim));
 }
 
-// The parts of 128 / splits rows added: context [tokens, HIDDEN].
-DEVICE void finish_rows(const Parameters& p, const Place& at, unsigned char* shared, const Exchange& exchange, const Projection& tile) {
-  int each = WARPS / tile.splits;
-#pragma unroll 2
-  for (int item = at.thread; item < each * WARP_PART; item += THREADS) {
-    int in = item % WARP_PART, inside = item / WARP_PART * 16 + in / 32 % 2 * 8 + in % 32 / 4, row = tile.split * (128 / tile.splits) + inside;
-    int column = in / 64 * 16 + in % 4 * 4;
-    if (row >= tile.tokens) continue;
-    float4 sums = *(const float4*)(tile.sums + column), place = *(const float4*)(tile.table + (size_t)row * HIDDEN + column), value = {0, 0, 0, 0};
+// The parts of 128 / splits rows added, once `wait` is over: context [tokens, HIDDEN]. A thread has four columns of four rows at a time.
+template <typename Wait>
+DEVICE void finish_rows(const Parameters& p, const Place& at, unsigned char* shared, const Exchange& exchange, const Projection& tile, Wait wait) {
+  constexpr int EACH = 4;
+  int items = WARPS / tile.splits * WARP_PART;
+  bool first_time = true;
+#pragma unroll 1
+  for (int first = at.thread; first_time || first < items; first += EACH * THREADS) {
+    float4 sums[EACH], places[EACH], value[EACH] = {};
+    int rows[EACH], columns[EACH];
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      int item = first + i * THREADS, in = item % WARP_PART;
+      rows[i] = item < items ? item / WARP_PART * 16 + in / 32 % 2 * 8 + in % 32 / 4 : -1, columns[i] = in / 64 * 16 + in % 4 * 4;
+      int row = tile.split * (128 / tile.splits) + rows[i];
+      if (row >= tile.tokens) rows[i] = -1;
+      if (rows[i] < 0) continue;
+      sums[i] = *(const float4*)(tile.sums + columns[i]), places[i] = *(const float4*)(tile.table + (size_t)row * HIDDEN + columns[i]);
+    }
+    if (first_time) wait();
+    first_time = false;
 #pragma unroll
     for (int split = 0; split < CLUSTER; split++)
-      if (split < tile.splits) {
-        float4 part = *(const float4*)(shared + (split * each * WARP_PART + item) * 16);
-        value.x += part.x, value.y += part.y, value.z += part.z, value.w += part.w;
-      }
-    float2 statistics = ((const float2*)(shared + SUMS_AT))[inside];
-    auto finished = [&](float x, float sum, float place) { return statistics.y * (x - statistics.x * sum) + place; };
-    uint2 words = {pack(finished(value.x, sums.x, place.x), finished(value.y, sums.y, place.y)),
-                   pack(finished(value.z, sums.z, place.z), finished(value.w, sums.w, place.w))};
-    publish_four(exchange.context + (size_t)(tile.token + row) * HIDDEN + tile.across * COLUMNS + column, words);
+      if (split < tile.splits)
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+          if (rows[i] < 0) continue;
+          float4 part = *(const float4*)(shared + (split * items + first + i * THREADS) * 16);
+          value[i].x += part.x, value[i].y += part.y, value[i].z += part.z, value[i].w += part.w;
+        }
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      if (rows[i] < 0) continue;
+      float2 statistics = ((const float2*)(shared + SUMS_AT))[rows[i]];
+      auto finished = [&](float x, float sum, float place) { return statistics.y * (x - statistics.x * sum) + place; };
+      uint2 words = {pack(finished(value[i].x, sums[i].x, places[i].x), finished(value[i].y, sums[i].y, places[i].y)),
+                     pack(finished(value[i].z, sums[i].z, places[i].z), finished(value[i].w, sums[i].w, places[i].w))};
+      int token = tile.token + tile.split * (128 / tile.splits) + rows[i];
+      publish_four(exchange.context + (size_t)token * HIDDEN + tile.across * COLUMNS + columns[i], words);
+    }
   }
 }
 
@@ -181,12 +201,13 @@ DEVICE void make_context(const Parameters& p, const Place& at, unsigned char* sh
     bool exists = tile.tokens > 0, last = round + CLUSTERS >= rounds;
     if (exists) project(p, at, shared, exchange, tile);
     cluster_arrive();
+    fence_copies();
     block_sync();
     if (last) meanwhile();
     if (exists) await_statistics(p, at, shared, exchange, tile);
-    block_sync();
-    cluster_wait();
-    if (exists) finish_rows(p, at, shared, exchange, tile);
+    auto wait = [] { block_sync(), cluster_wait(); };
+    if (exists) finish_rows(p, at, shared, exchange, tile, wait);
+    else wait();
     if (last) continue;
     // The next parts may come.
     cluster_arrive();

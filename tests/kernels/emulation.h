@@ -281,5 +281,6 @@ inline void cluster_wait() {
   using namespace emulation;
   while (current->block->cluster->meeting.round == current->cluster_round) yield();
 }
+inline void renew(int&) {}
 inline void relax(int) { emulation::yield(); }
 inline void stamp(unsigned long long*, int) {}
