@@ -16,9 +16,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   Exchange exchange(p, launch & 1);
   if (thread < 3) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread);
   stamp(p.stamps, 0);
-  // Nobody sends before all are there.
   cluster_arrive();
-  cluster_wait();
   KeysValues keys_values = {p, at, shared, exchange};
   make_context(p, at, shared, exchange, [&] {
     stamp(p.stamps, 1);

@@ -43,43 +43,59 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int first_column
 }
 
 // Attention of the block's rows in the head of HEAD columns from `column` on, over blocks of 32 keys, a warp a block at a time. Queries and,
-// KEY_COLUMN columns further on, keys are WIDTH wide, `limit` of these; `count` keys take part. Writes [ROWS, HIDDEN] and, unless null,
+// `key_column` columns further on, keys are `width` wide, `limit` of these; `count` keys take part. Writes [ROWS, HIDDEN] and, unless null,
 // logs [ROWS, HEADS, 4].
-template <int WIDTH, int KEY_COLUMN>
-DEVICE void attend(const Place& at, unsigned char* shared, int column, const Element* query, const Element* keys, const Element* values,
-                   int first, int last, int count, int limit, Element* output, float* logs) {
+DEVICE void attend(const Place& at, unsigned char* shared, int column, const Element* query, const Element* keys, int width, int key_column,
+                   const Element* values, int first, int last, int count, int limit, Element* output, float* logs) {
   float largest[2] = {EMPTY, EMPTY}, total[2] = {0, 0}, mixed[8][4] = {};
   uint4 q[2][2], k[4][2], v[8];
-  bool first_time = true;
+  auto load_keys = [&](int block) {
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++) {
+      int key = block * 32 + (at.group >> 1) * 8 + tile * 2 + (at.group & 1);
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+        k[tile][half] = load_fresh(keys + placed(min(key, limit - 1), key_column + column + half * 32 + at.quad * 8, width));
+    }
+  };
+  auto load_values = [&](int block) {
+#pragma unroll
+    for (int tile = 0; tile < 8; tile++)
+      v[tile] = load_fresh(values + placed_value(min(block * 32 + at.quad * 8, limit - 8), column + tile * 8 + at.group));
+  };
+  auto largest_key = [&] {
+    uint32_t largest = 0;
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++) largest = max(largest, max(largest_word(k[tile][0]), largest_word(k[tile][1])));
+    return largest;
+  };
+  auto largest_value = [&] {
+    uint32_t largest = 0;
+#pragma unroll
+    for (int tile = 0; tile < 8; tile++) largest = max(largest, largest_word(v[tile]));
+    return largest;
+  };
   // Every block has a key that counts, so that those that do not end as zeros.
   last = min(last, divide_up(count, 32));
-  for (int block = first + at.warp; block < last; block += WARPS) {
+  int block = first + at.warp;
+  if (block < last) {
+    load_keys(block);
+    load_values(block);
+    await(REST, [&] {
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        q[i >> 1][i & 1] = load_fresh(query + placed(at.rows + at.group + (i & 1) * 8, column + (i >> 1) * 32 + at.quad * 8, width));
+      return max(max(largest_word(q[0][0]), largest_word(q[0][1])), max(largest_word(q[1][0]), largest_word(q[1][1])));
+    });
+  }
+#pragma unroll 1
+  for (; block < last; block += WARPS) {
     int base = block * 32;
-    auto load_keys_values = [&] {
-#pragma unroll
-      for (int tile = 0; tile < 4; tile++) {
-        int key = base + (at.group >> 1) * 8 + tile * 2 + (at.group & 1);
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-          k[tile][half] = load_fresh(keys + placed(min(key, limit - 1), KEY_COLUMN + column + half * 32 + at.quad * 8, WIDTH));
-      }
-#pragma unroll
-      for (int tile = 0; tile < 8; tile++)
-        v[tile] = load_fresh(values + placed_value(min(base + at.quad * 8, limit - 8), column + tile * 8 + at.group));
-    };
-    while (true) {
-      load_keys_values();
-      if (first_time)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-          q[i >> 1][i & 1] = load_fresh(query + placed(at.rows + at.group + (i & 1) * 8, column + (i >> 1) * 32 + at.quad * 8, WIDTH));
-      uint32_t largest = max(max(largest_word(q[0][0]), largest_word(q[0][1])), max(largest_word(q[1][0]), largest_word(q[1][1])));
-#pragma unroll
-      for (int tile = 0; tile < 8; tile++) largest = max(largest, max(largest_word(v[tile]), largest_word(k[tile >> 1][tile & 1])));
-      if (warp_all(largest != UNWRITTEN)) break;
+    while (!warp_all(max(largest_key(), largest_value()) != UNWRITTEN)) {
       relax(REST);
+      load_keys(block);
+      load_values(block);
     }
-    first_time = false;
     float scores[4][4] = {}, higher[2] = {largest[0], largest[1]};
 #pragma unroll
     for (int tile = 0; tile < 4; tile++) {
@@ -92,6 +108,8 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
         higher[i >> 1] = fmaxf(higher[i >> 1], scores[tile][i]);
       }
     }
+    // The next block's are on their way while these are used.
+    if (block + WARPS < last) load_keys(block + WARPS);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       higher[half] = fmaxf(higher[half], warp_exchange(higher[half], 1));
@@ -118,6 +136,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
       multiply_add(mixed[tile], weights[0][0], weights[0][1], weights[1][0], weights[1][1], v[tile].x, v[tile].y);
       multiply_add(mixed[tile], weights[2][0], weights[2][1], weights[3][0], weights[3][1], v[tile].z, v[tile].w);
     }
+    if (block + WARPS < last) load_values(block + WARPS);
   }
   merge_warps(at, shared, column, largest, total, mixed, output, logs);
 }

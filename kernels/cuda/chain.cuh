@@ -174,16 +174,16 @@ struct Chain {
     fetch_weights<width_of(KIND), dim_of(KIND)>(at, weight, region(turn), arrival(turn));
   }
 
-  // Ask for the next product's weights, in the place of those of the product before.
+  // Ask for the next product's weights, in the place of those of the product before; SELF_OUT goes by as CROSS_OUT.
   template <int KIND>
-  DEVICE void fetch_next(int layer) {
-    constexpr int NEXT = KIND == QKV ? SELF_OUT : KIND == SELF_OUT ? QUERY_OUT : KIND == QUERY_OUT ? CROSS_OUT : KIND == CROSS_OUT ? UP : DOWN;
-    if (KIND == KINDS || KIND == DOWN) {
-      if (KIND == DOWN && layer + 1 < LAYERS) fetch<QKV>(layer + 1, turn + 1);
-      else if (KIND == DOWN) fetch<KINDS>(layer + 1, turn + 1);
-    } else {
-      fetch<NEXT>(layer, turn + 1);
-    }
+  DEVICE void fetch_next(int layer, bool self) {
+    if (KIND == QKV) fetch<SELF_OUT>(layer, turn + 1);
+    if (KIND == QUERY_OUT) fetch<CROSS_OUT>(layer, turn + 1);
+    if (KIND == CROSS_OUT && self) fetch<QUERY_OUT>(layer, turn + 1);
+    if (KIND == CROSS_OUT && !self) fetch<UP>(layer, turn + 1);
+    if (KIND == UP) fetch<DOWN>(layer, turn + 1);
+    if (KIND == DOWN && layer + 1 < LAYERS) fetch<QKV>(layer + 1, turn + 1);
+    if (KIND == DOWN && layer + 1 == LAYERS) fetch<KINDS>(LAYERS, turn + 1);
   }
 
   DEVICE void load_residual() {
@@ -196,7 +196,7 @@ struct Chain {
   // A product, with the norm before it and GELU or the residual after it. It writes the next step's input: for QKV queries and keys
   // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; behind the last layer all parts of the output, one after the other.
   template <int KIND>
-  DEVICE void product(int layer) {
+  DEVICE void product(int layer, bool self = false) {
     constexpr int DIM = dim_of(KIND), WIDTH = width_of(KIND), BLOCKS = divide_up(DIM / 32, WARPS), UNITS = block_units(WIDTH), PASSES = divide_up(UNITS, 4);
     constexpr bool NORM = has_norm(KIND);
     Element* own = exchange.chain + layer * LAYER_EXCHANGE;
@@ -205,9 +205,9 @@ struct Chain {
     float2* row_sums = (float2*)(shared + SUMS_AT);
     uint4 a[BLOCKS][2] = {};
     float2 bias[PASSES], column_sums[PASSES];
-    load_columns<WIDTH, NORM>(columns_of<KIND>(p, layer), units, bias, column_sums);
-    take<DIM>(at, own + input_of(KIND), a, [&] { fetch_next<KIND>(layer), clearing.advance(); });
-    stamp(p.stamps, 6 + 2 * (layer * KINDS + KIND % KINDS));
+    load_columns<WIDTH, NORM>(self ? columns_of<SELF_OUT>(p, layer) : columns_of<KIND>(p, layer), units, bias, column_sums);
+    take<DIM>(at, own + (self ? input_of(SELF_OUT) : input_of(KIND)), a, [&] { fetch_next<KIND>(layer, self), clearing.advance(); });
+    stamp(p.stamps, 6 + 2 * (layer * KINDS + (self ? SELF_OUT : KIND % KINDS)));
     if (NORM) {
       float2 sums[2];
       sum_rows(a, sums);
@@ -225,9 +225,9 @@ struct Chain {
       float2 statistics = NORM ? row_statistics(row_sums, at.thread >> 4) : make_float2(0, 1);
       keep_rows(at, result, parts);
       block_sync();
-      finish_columns<KIND>(part, own, units, statistics, bias, column_sums, parts);
+      finish_columns<KIND>(part, own + (self ? AFTER_SELF : output_of(KIND)), units, statistics, bias, column_sums, parts);
       turn++;
-      stamp(p.stamps, 7 + 2 * (layer * KINDS + KIND % KINDS + part));
+      stamp(p.stamps, 7 + 2 * (layer * KINDS + (self ? SELF_OUT : KIND % KINDS) + part));
     }
   }
 
@@ -248,7 +248,7 @@ struct Chain {
   // Add the warps' parts of two in every 32 columns of a row, sixteen threads a row, and write what becomes of them. Columns beyond the
   // block's are computed from anything and dropped, so that all are under way at once.
   template <int KIND, int PASSES>
-  DEVICE void finish_columns(int part, Element* own, const Units<width_of(KIND)>& units, float2 statistics, const float2 (&bias)[PASSES],
+  DEVICE void finish_columns(int part, Element* output, const Units<width_of(KIND)>& units, float2 statistics, const float2 (&bias)[PASSES],
                              const float2 (&column_sums)[PASSES], const float* parts) {
     const float* from = parts + (at.thread >> 4) * LINE + (at.thread & 15) * 2;
     float2 value[PASSES];
@@ -271,62 +271,60 @@ struct Chain {
       value[0] = residual;
     }
 #pragma unroll
-    for (int pass = 0; pass < PASSES; pass++) write_columns<KIND>(part, own, units, pass * 32 + (at.thread & 15) * 2, value[pass]);
+    for (int pass = 0; pass < PASSES; pass++) write_columns<KIND>(part, output, units, pass * 32 + (at.thread & 15) * 2, value[pass]);
   }
 
   // Write two columns of a row, the first of them `inside` the block's.
   template <int KIND>
-  DEVICE void write_columns(int part, Element* own, const Units<width_of(KIND)>& units, int inside, float2 value) {
+  DEVICE void write_columns(int part, Element* output, const Units<width_of(KIND)>& units, int inside, float2 value) {
     constexpr int WIDTH = width_of(KIND);
     int row = at.rows + (at.thread >> 4), column = units.first * 8 + inside;
     uint32_t pair = pack(value.x, value.y);
-    Element* to = own + output_of(KIND) + placed(row, column, KIND == QKV ? 2 * HIDDEN : WIDTH);
+    Element* to = output + placed(row, column, KIND == QKV ? 2 * HIDDEN : WIDTH);
     if (KIND == KINDS) to = p.output + part * WIDTH + row * OUT + column;
     if (KIND == QKV) {
       // Two rows of a column lie side by side among the values; the next row's thread is 16 lanes away.
       bool odd = row & 1;
       float other = warp_exchange(odd ? value.x : value.y, 16);
       if (column >= 2 * HIDDEN) {
-        to = own + VALUES + placed_value(row - odd, column - 2 * HIDDEN + odd);
+        to = output + (VALUES - QUERY_KEYS) + placed_value(row - odd, column - 2 * HIDDEN + odd);
         pair = odd ? pack(other, value.y) : pack(value.x, other);
       }
     }
     if (column < units.last * 8 && (KIND != KINDS || row < QUERIES)) publish(to, pair);
   }
 
-  template <bool SELF>
-  DEVICE void attend_in(int layer) {
+  // A layer's attention among the queries, or over the context.
+  DEVICE void attend_in(int layer, bool self) {
     Element* own = exchange.chain + layer * LAYER_EXCHANGE;
-    int head = at.share % HEADS, split = at.share / HEADS;
-    if (split >= (SELF ? 1 : SPLITS)) return;
-    int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32, each = divide_up(padded / 32, SPLITS);
-    if (SELF) {
-      attend<2 * HIDDEN, HIDDEN>(at, shared, head * HEAD, own + QUERY_KEYS, own + QUERY_KEYS, own + VALUES, 0, divide_up(QUERIES, 32), QUERIES, ROWS,
-                                 own + MIXED, nullptr);
-    } else {
-      size_t start = (size_t)layer * padded * HIDDEN;
-      attend<HIDDEN, 0>(at, shared, head * HEAD, layer ? own + QUERY : p.query, exchange.keys + start, exchange.values + start, split * each,
-                        min(padded / 32, (split + 1) * each), min(p.dino_tokens + p.lengths[0], total), padded, own + PARTS + split * ROWS * HIDDEN,
-                        (float*)(own + LOGS) + head * 4 + split);
-      merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
-    }
-    stamp(p.stamps, 7 + 2 * (layer * KINDS + (SELF ? SELF_ATTEND : CROSS_ATTEND)));
+    int head = at.share % HEADS, split = at.share / HEADS, total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
+    int blocks = self ? KEY_BLOCKS : padded / 32, splits = self || padded <= UNSPLIT ? 1 : SPLITS, each = divide_up(blocks, splits);
+    if (split >= splits) return;
+    const Element *query = self ? own + QUERY_KEYS : layer ? own + QUERY : p.query;
+    const Element *keys = self ? query : exchange.keys + layer * padded * HIDDEN, *values = self ? own + VALUES : exchange.values + layer * padded * HIDDEN;
+    attend(at, shared, head * HEAD, query, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, values, split * each, min(blocks, (split + 1) * each),
+           self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded,
+           own + (self ? MIXED : splits == 1 ? ATTENDED : PARTS + split * ROWS * HIDDEN), splits == 1 ? nullptr : (float*)(own + LOGS) + head * 4 + split);
+    if (splits > 1) merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
+    stamp(p.stamps, 7 + 2 * (layer * KINDS + (self ? SELF_ATTEND : CROSS_ATTEND)));
   }
 
   DEVICE void run() {
+    // Code that is gone through only once has to be brought first: so half a layer at a time.
 #pragma unroll 1
-    for (int layer = 0; layer < LAYERS; layer++) {
+    for (int half = 1; half < 2 * LAYERS; half++) {
+      int layer = half / 2;
+      bool self = half % 2 == 0;
       renew(at.share), renew(at.thread);
-      if (layer > 0) {
-        product<QKV>(layer);
-        attend_in<true>(layer);
-        product<SELF_OUT>(layer);
+      if (self) product<QKV>(layer);
+      attend_in(layer, self);
+      product<CROSS_OUT>(layer, self);
+      if (self) {
         product<QUERY_OUT>(layer);
+      } else {
+        product<UP>(layer);
+        product<DOWN>(layer);
       }
-      attend_in<false>(layer);
-      product<CROSS_OUT>(layer);
-      product<UP>(layer);
-      product<DOWN>(layer);
     }
     product<KINDS>(LAYERS);
   }

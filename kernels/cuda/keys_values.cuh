@@ -10,7 +10,7 @@ struct KeysValues {
   const Place& at;
   unsigned char* shared;
   const Exchange& exchange;
-  uint4 rows[CONTEXT_STEPS][2];  // the thread's part of the tokens to come
+  uint4 rows[CONTEXT_STEPS][2];  // the thread's part of a tile's tokens
 
   DEVICE int total() const { return p.vlm_tokens + p.dino_tokens; }
   DEVICE int first_column() const { return block_index() % KV_TILES * KV_COLUMNS; }
@@ -26,24 +26,29 @@ struct KeysValues {
     copy_bulk(shared + FRONT_BYTES, p.key_value_weights + (size_t)(block_index() % KV_TILES) * (BYTES / 2), BYTES, arrival());
   }
 
-  DEVICE void ask(int token, int step) {
+  DEVICE void ask(int token) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       int row = token + (at.thread >> 3) + i * 32;
-      rows[step][i] = make_uint4(0, 0, 0, 0);
-      if (row < total()) rows[step][i] = load_fresh(exchange.context + (size_t)row * HIDDEN + step * 64 + (at.thread & 7) * 8);
+      const Element* from = exchange.context + (size_t)row * HIDDEN + (at.thread & 7) * 8;
+#pragma unroll
+      for (int step = 0; step < CONTEXT_STEPS; step++) {
+        rows[step][i] = make_uint4(0, 0, 0, 0);
+        if (row < total()) rows[step][i] = load_fresh(from + step * 64);
+      }
     }
   }
 
-  DEVICE void ask(int token) {
+  DEVICE uint32_t largest() const {
+    uint32_t largest = 0;
 #pragma unroll
-    for (int step = 0; step < CONTEXT_STEPS; step++) ask(token, step);
+    for (int step = 0; step < CONTEXT_STEPS; step++) largest = max(largest, max(largest_word(rows[step][0]), largest_word(rows[step][1])));
+    return largest;
   }
 
   DEVICE void run() {
     int row_tile = block_index() / KV_TILES;
     if (row_tile >= KV_ROWS) return;
-    if (row_tile * 64 < total()) ask(row_tile * 64);
     float2 bias[HALF_COLUMNS / 8];
 #pragma unroll
     for (int i = 0; i < HALF_COLUMNS / 8; i++)
@@ -54,22 +59,20 @@ struct KeysValues {
 #pragma unroll 1
     for (int token = row_tile * 64; token < total(); token += KV_ROWS * 64) {
       float sums[HALF_COLUMNS / 8][4] = {};
+      await(REST, [&] {
+        ask(token);
+        return largest();
+      });
 #pragma unroll
-      for (int step = 0; step < CONTEXT_STEPS; step++) {
-        while (!warp_all(max(largest_word(rows[step][0]), largest_word(rows[step][1])) != UNWRITTEN)) {
-          relax(REST);
-          ask(token, step);
-        }
+      for (int step = 0; step < CONTEXT_STEPS; step++)
 #pragma unroll
         for (int i = 0; i < 2; i++) *(uint4*)staged(input(step), (at.thread >> 3) + i * 32, at.thread & 7) = rows[step][i];
-      }
       fence_copies();
       block_sync();
 #pragma unroll
       for (int step = 0; step < CONTEXT_STEPS; step++)
         multiply_stage(sums, input(step), weights(step) + at.warp / 4 * HALF_COLUMNS * 128);
       multiplied(sums);
-      if (token + KV_ROWS * 64 < total()) ask(token + KV_ROWS * 64);
       block_sync();
       keep(token, sums, bias);
     }
@@ -96,7 +99,7 @@ struct KeysValues {
     }
     block_sync();
     // Sixteen columns at a time. The rows that do not exist are written as far as the buffer goes.
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < divide_up(KV_COLUMNS * 8, THREADS); i++) {
       int item = at.thread + i * THREADS, inside = item / 128 * 16, sub = item % 128, column = first_column() + inside;
       if (inside >= KV_COLUMNS || column >= KEY_VALUE_COLUMNS) break;

@@ -102,17 +102,15 @@ DEVICE void project(const Parameters& p, const Place& at, unsigned char* shared,
   float sums[COLUMNS / 8][4] = {};
   float2 statistics[STATISTICS_PASSES] = {};
 #pragma unroll 1
-  for (int step = 0; step < LEAD; step++) {
-    load_stage(at, stage_of(step), tile, step);
-    copy_commit();
-  }
-#pragma unroll 1
-  for (int step = 0; tile.first + step * 64 < tile.last; step++) {
-    copy_wait<LEAD - 1>();
-    fence_copies();
-    block_sync();
+  for (int step = -LEAD; tile.first + step * 64 < tile.last; step++) {
+    if (step >= 0) {
+      copy_wait<LEAD - 1>();
+      fence_copies();
+      block_sync();
+    }
     load_stage(at, stage_of(step + LEAD), tile, step + LEAD);
     copy_commit();
+    if (step < 0) continue;
     unsigned char* stage = stage_of(step);
     multiply_stage(sums, stage + at.warp / 4 * 64 * 128, stage + 128 * 128);
     add_statistics(at, tile, stage, statistics);
@@ -121,6 +119,8 @@ DEVICE void project(const Parameters& p, const Place& at, unsigned char* shared,
   multiplied(sums);
   copy_wait<0>();
   publish_statistics(p, at, exchange, tile, statistics);
+  // All of the cluster are there, and have read what was sent before.
+  cluster_wait();
   int each = WARPS / tile.splits, slot = tile.split * each + at.warp % each;
   Remote to = remote(shared + (slot * WARP_PART + (at.thread & 31)) * 16, block_index() % CLUSTER - tile.split + at.warp / each);
 #pragma unroll
@@ -147,10 +147,10 @@ DEVICE void await_statistics(const Parameters& p, const Place& at, unsigned char
   if (split == 0) ((float2*)(shared + SUMS_AT))[inside] = make_float2(mean, inverse_deviation(sum, mean, tile.dim));
 }
 
-// The parts of 128 / splits rows added, once `wait` is over: context [tokens, HIDDEN]. A thread has four columns of four rows at a time.
+// The parts of 128 / splits rows added, once `wait` is over: context [tokens, HIDDEN]. A thread has four columns of two rows at a time.
 template <typename Wait>
 DEVICE void finish_rows(const Parameters& p, const Place& at, unsigned char* shared, const Exchange& exchange, const Projection& tile, Wait wait) {
-  constexpr int EACH = 4;
+  constexpr int EACH = 2;
   int items = WARPS / tile.splits * WARP_PART;
   bool first_time = true;
 #pragma unroll 1
@@ -168,15 +168,14 @@ DEVICE void finish_rows(const Parameters& p, const Place& at, unsigned char* sha
     }
     if (first_time) wait();
     first_time = false;
+#pragma unroll 1
+    for (int split = 0; split < tile.splits; split++)
 #pragma unroll
-    for (int split = 0; split < CLUSTER; split++)
-      if (split < tile.splits)
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-          if (rows[i] < 0) continue;
-          float4 part = *(const float4*)(shared + (split * items + first + i * THREADS) * 16);
-          value[i].x += part.x, value[i].y += part.y, value[i].z += part.z, value[i].w += part.w;
-        }
+      for (int i = 0; i < EACH; i++) {
+        if (rows[i] < 0) continue;
+        float4 part = *(const float4*)(shared + (split * items + first + i * THREADS) * 16);
+        value[i].x += part.x, value[i].y += part.y, value[i].z += part.z, value[i].w += part.w;
+      }
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
       if (rows[i] < 0) continue;
@@ -190,16 +189,17 @@ DEVICE void finish_rows(const Parameters& p, const Place& at, unsigned char* sha
   }
 }
 
-// All that this block makes of the context; `meanwhile` is done while the last parts are on their way.
+// All that this block makes of the context, which has arrived at its cluster's barrier; `meanwhile` is done while the last parts are on their way.
 template <typename Meanwhile>
 DEVICE void make_context(const Parameters& p, const Place& at, unsigned char* shared, const Exchange& exchange, Meanwhile meanwhile) {
   int rounds = projection_rounds(p), first = block_index() / CLUSTER;
-  if (first >= rounds) meanwhile();
+  if (first >= rounds) cluster_wait(), meanwhile();
 #pragma unroll 1
   for (int round = first; round < rounds; round += CLUSTERS) {
     Projection tile = projection_of(p, round);
     bool exists = tile.tokens > 0, last = round + CLUSTERS >= rounds;
     if (exists) project(p, at, shared, exchange, tile);
+    else cluster_wait();
     cluster_arrive();
     fence_copies();
     block_sync();
@@ -208,9 +208,7 @@ DEVICE void make_context(const Parameters& p, const Place& at, unsigned char* sh
     auto wait = [] { block_sync(), cluster_wait(); };
     if (exists) finish_rows(p, at, shared, exchange, tile, wait);
     else wait();
-    if (last) continue;
     // The next parts may come.
-    cluster_arrive();
-    cluster_wait();
+    if (!last) cluster_arrive();
   }
 }
