@@ -251,7 +251,7 @@ class Buffers:
         counts = (
             vlm_tokens,
             dino_tokens,
-            *(n for pair in zip(self.split_sizes, self.splits, strict=True) for n in pair),
+            *(n for size, splits in zip(self.split_sizes, self.splits, strict=True) for n in (size, splits.bit_length() - 1)),
         )
         self.arguments = {name: getattr(self, name).data_ptr() for name in _SCRATCH} | dict(
             zip(_COUNTS, counts, strict=True)
@@ -278,7 +278,7 @@ def _plan_splits(shape: PersistentShape, vlm: int, dino: int) -> tuple[tuple[int
 
 
 _SCRATCH = ("exchange", "output", "counter", "stamps")
-_COUNTS = ("vlm_tokens", "dino_tokens", "vlm_split", "vlm_splits", "dino_split", "dino_splits")
+_COUNTS = ("vlm_tokens", "dino_tokens", "vlm_split", "vlm_shift", "dino_split", "dino_shift")
 
 
 _POINTERS = ("key_value_weights", "key_value_bias", "hidden_states", "query", "weights", "columns")

@@ -9,6 +9,7 @@ DEVICE void prefetch_weights(const Parameters& p) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_constant__ Parameters p) {
   SHARED(shared);
+  int length = p.lengths[0];
   int thread = thread_index(), lane = thread & 31, block = block_index();
   Place at = {thread, thread / 32, lane >> 2, lane & 3, block % ROW_TILES * 16, block / ROW_TILES};
   // Each launch before this one has left GRID counts; those of this one are fewer until this block leaves its own.
@@ -18,7 +19,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   stamp(p.stamps, 0);
   cluster_arrive();
   KeysValues keys_values = {p, at, shared, exchange};
-  make_context(p, at, shared, exchange, [&] {
+  make_context(p, at, shared, exchange, length, [&] {
     stamp(p.stamps, 1);
     keys_values.load_weights();
     prefetch_weights(p);

@@ -77,24 +77,21 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
   };
   // Every block has a key that counts, so that those that do not end as zeros.
   last = min(last, divide_up(count, 32));
-  int block = first + at.warp;
-  if (block < last) {
-    load_keys(block);
-    load_values(block);
-    await(REST, [&] {
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-        q[i >> 1][i & 1] = load_fresh(query + placed(at.rows + at.group + (i & 1) * 8, column + (i >> 1) * 32 + at.quad * 8, width));
-      return max(max(largest_word(q[0][0]), largest_word(q[0][1])), max(largest_word(q[1][0]), largest_word(q[1][1])));
-    });
-  }
+  bool query_there = false;
 #pragma unroll 1
-  for (; block < last; block += WARPS) {
+  for (int block = first + at.warp; block < last; block += WARPS) {
     int base = block * 32;
-    while (!warp_all(max(largest_key(), largest_value()) != UNWRITTEN)) {
+    bool keys_there = false;
+    while (true) {
+      if (!keys_there) load_keys(block), load_values(block);
+      if (!query_there)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+          q[i >> 1][i & 1] = load_fresh(query + placed(at.rows + at.group + (i & 1) * 8, column + (i >> 1) * 32 + at.quad * 8, width));
+      keys_there = warp_all(max(largest_key(), largest_value()) != UNWRITTEN);
+      query_there = warp_all(max(max(largest_word(q[0][0]), largest_word(q[0][1])), max(largest_word(q[1][0]), largest_word(q[1][1]))) != UNWRITTEN);
+      if (keys_there && query_there) break;
       relax(REST);
-      load_keys(block);
-      load_values(block);
     }
     float scores[4][4] = {}, higher[2] = {largest[0], largest[1]};
 #pragma unroll
@@ -108,8 +105,6 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
         higher[i >> 1] = fmaxf(higher[i >> 1], scores[tile][i]);
       }
     }
-    // The next block's are on their way while these are used.
-    if (block + WARPS < last) load_keys(block + WARPS);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       higher[half] = fmaxf(higher[half], warp_exchange(higher[half], 1));
@@ -136,7 +131,6 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
       multiply_add(mixed[tile], weights[0][0], weights[0][1], weights[1][0], weights[1][1], v[tile].x, v[tile].y);
       multiply_add(mixed[tile], weights[2][0], weights[2][1], weights[3][0], weights[3][1], v[tile].z, v[tile].w);
     }
-    if (block + WARPS < last) load_values(block + WARPS);
   }
   merge_warps(at, shared, column, largest, total, mixed, output, logs);
 }

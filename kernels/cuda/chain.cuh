@@ -298,14 +298,14 @@ struct Chain {
   DEVICE void attend_in(int layer, bool self) {
     Element* own = exchange.chain + layer * LAYER_EXCHANGE;
     int head = at.share % HEADS, split = at.share / HEADS, total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
-    int blocks = self ? KEY_BLOCKS : padded / 32, splits = self || padded <= UNSPLIT ? 1 : SPLITS, each = divide_up(blocks, splits);
+    int blocks = self ? KEY_BLOCKS : padded / 32, splits = self ? 1 : SPLITS, each = divide_up(blocks, splits);
     if (split >= splits) return;
     const Element *query = self ? own + QUERY_KEYS : layer ? own + QUERY : p.query;
     const Element *keys = self ? query : exchange.keys + layer * padded * HIDDEN, *values = self ? own + VALUES : exchange.values + layer * padded * HIDDEN;
     attend(at, shared, head * HEAD, query, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, values, split * each, min(blocks, (split + 1) * each),
            self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded,
-           own + (self ? MIXED : splits == 1 ? ATTENDED : PARTS + split * ROWS * HIDDEN), splits == 1 ? nullptr : (float*)(own + LOGS) + head * 4 + split);
-    if (splits > 1) merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
+           own + (self ? MIXED : PARTS + split * ROWS * HIDDEN), self ? nullptr : (float*)(own + LOGS) + head * 4 + split);
+    if (!self) merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
     stamp(p.stamps, 7 + 2 * (layer * KINDS + (self ? SELF_ATTEND : CROSS_ATTEND)));
   }
 

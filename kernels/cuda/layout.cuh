@@ -16,8 +16,8 @@ __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 
 constexpr int THREADS = 256, WARPS = 8, HEAD = 64, CLUSTER = 8, CLUSTERS = GRID / CLUSTER;
 constexpr int ROW_TILES = (QUERIES + 15) / 16, ROWS = 16 * ROW_TILES, GROUPS = GRID / ROW_TILES;
-// Parts of a context of more than UNSPLIT keys among which an attention is split.
-constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3, UNSPLIT = 3 * WARPS * 32;
+// Parts of the context among which an attention is split.
+constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
 // The steps of a layer; the first layer starts at CROSS_ATTEND. Behind the last layer come the parts of the output.
 enum Kind { QKV, SELF_ATTEND, SELF_OUT, QUERY_OUT, CROSS_ATTEND, CROSS_OUT, UP, DOWN, KINDS };
 constexpr int PRODUCTS = 3 + 6 * (LAYERS - 1) + 1;  // with an input of their own
@@ -46,7 +46,7 @@ struct Parameters {
   const float* columns;    // and their biases and sums
   Element *exchange, *output;
   unsigned long long *counter, *stamps;
-  int vlm_tokens, dino_tokens, vlm_split, vlm_splits, dino_split, dino_splits;
+  int vlm_tokens, dino_tokens, vlm_split, vlm_shift, dino_split, dino_shift;
 };
 
 // Elements of a layer's exchange buffers.
