@@ -161,8 +161,7 @@ class PersistentShape:
 
     @cached_property
     def _front_bytes(self) -> int:
-        columns = self.key_value_columns
-        lines = 2 * (64 * (columns + 8) + columns * 72)
+        lines = 64 * (self.key_value_columns + 2) * 4
         return _divide_up(max(_TILE * self.columns * 4, 64 * self.hidden_dim * 2, lines), 1024) * 1024
 
     @cached_property

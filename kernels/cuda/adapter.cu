@@ -22,9 +22,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   make_context(p, at, shared, exchange, length, [&] {
     stamp(p.stamps, 1);
     keys_values.load_weights();
-    prefetch_weights(p);
   });
   stamp(p.stamps, 3);
+  prefetch_weights(p);
   keys_values.run();
   stamp(p.stamps, 4);
   fence_copies();

@@ -1,7 +1,7 @@
 // Attention of a block's rows in one head, as a step of the chain.
 
-// Merge what the warps found of their blocks of keys, rows `group` and `group` + 8 of each: largest score, sum and mixture. Writes as `attend`.
-DEVICE void merge_warps(const Place& at, unsigned char* shared, int first_column, const float (&largest)[2], float (&total)[2],
+// Merge what `warps` warps found of their blocks of keys, rows `group` and `group` + 8 of each: largest score, sum and mixture. Writes as `attend`.
+DEVICE void merge_warps(const Place& at, unsigned char* shared, int first_column, int warps, const float (&largest)[2], float (&total)[2],
                         const float (&mixed)[8][4], Element* output, float* logs) {
   // Where the product before this may still be read.
   block_sync();
@@ -21,9 +21,9 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int first_column
   int row = at.thread >> 4, column = (at.thread & 15) * 4;
   float peak = EMPTY, sum = 0, merged[4] = {};
 #pragma unroll
-  for (int warp = 0; warp < WARPS; warp++) peak = fmaxf(peak, heads[warp * 16 + row].x);
-#pragma unroll 2
-  for (int warp = 0; warp < WARPS; warp++) {
+  for (int warp = 0; warp < WARPS; warp++) if (warp < warps) peak = fmaxf(peak, heads[warp * 16 + row].x);
+#pragma unroll 4
+  for (int warp = 0; warp < warps; warp++) {
     float2 part = heads[warp * 16 + row], x = *(const float2*)(mixtures + (warp * 16 + row) * STRIDE + column);
     float2 y = *(const float2*)(mixtures + (warp * 16 + row) * STRIDE + column + 2);
     float share = power_of_two(part.x - peak);
@@ -132,7 +132,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
       multiply_add(mixed[tile], weights[2][0], weights[2][1], weights[3][0], weights[3][1], v[tile].z, v[tile].w);
     }
   }
-  merge_warps(at, shared, column, largest, total, mixed, output, logs);
+  merge_warps(at, shared, column, min(WARPS, max(last - first, 1)), largest, total, mixed, output, logs);
 }
 
 // Eight places of a row of an attention, of its parts over the context and their logs.

@@ -78,43 +78,34 @@ struct KeysValues {
     }
   }
 
-  // Laid out in shared memory first, so that memory is written 16 bytes at a time.
+  // Laid out in shared memory first, so that memory is written 16 bytes at a time, sixteen columns side by side. The rows that do not exist
+  // are written as far as the buffer goes.
   DEVICE void keep(int token, const float (&sums)[HALF_COLUMNS / 8][4], const float2 (&bias)[HALF_COLUMNS / 8]) {
-    Element *key_lines = (Element*)shared, *value_lines = key_lines + 64 * KEY_LINE;
-    int row = at.warp % 4 * 16 + at.group, padded = divide_up(total(), 32) * 32;
+    float* lines = (float*)shared;
+    int padded = divide_up(total(), 32) * 32;
 #pragma unroll
-    for (int i = 0; i < HALF_COLUMNS / 8; i++) {
-      int inside = at.warp / 4 * HALF_COLUMNS + i * 8 + at.quad * 2, column = first_column() + inside;
-      if (column >= KEY_VALUE_COLUMNS) break;
+    for (int i = 0; i < HALF_COLUMNS / 8; i++)
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        uint32_t pair = pack(sums[i][half * 2] + bias[i].x, sums[i][half * 2 + 1] + bias[i].y);
-        if (column / HIDDEN % 2 == 0) {
-          *(uint32_t*)(key_lines + (row + half * 8) * KEY_LINE + inside) = pair;
-        } else {
-          Element* to = value_lines + inside * VALUE_LINE + row + half * 8;
-          to[0] = (Element)(pair & 0xffff), to[VALUE_LINE] = (Element)(pair >> 16);
-        }
-      }
-    }
+      for (int half = 0; half < 2; half++)
+        *(float2*)(lines + (at.warp % 4 * 16 + at.group + half * 8) * KV_LINE + at.warp / 4 * HALF_COLUMNS + i * 8 + at.quad * 2) =
+            make_float2(sums[i][half * 2] + bias[i].x, sums[i][half * 2 + 1] + bias[i].y);
     block_sync();
-    // Sixteen columns at a time. The rows that do not exist are written as far as the buffer goes.
-#pragma unroll 1
-    for (int i = 0; i < divide_up(KV_COLUMNS * 8, THREADS); i++) {
-      int item = at.thread + i * THREADS, inside = item / 128 * 16, sub = item % 128, column = first_column() + inside;
-      if (inside >= KV_COLUMNS || column >= KEY_VALUE_COLUMNS) break;
-      int part = column / HIDDEN, layer = part / 2 * padded * HIDDEN;
-      column %= HIDDEN;
-      if (part % 2 == 0) {
-        int down = sub / 2, across = sub % 2 * 8;
-        if (token + down < padded)
-          publish_eight(exchange.keys + layer + placed(token + down, column + across, HIDDEN), *(const uint4*)(key_lines + down * KEY_LINE + inside + across));
-      } else {
-        int down = sub / 8, across = sub % 8 * 8;
-        if (token + across < padded)
-          publish_eight(exchange.values + layer + placed_value(token + across, column + down),
-                        *(const uint4*)(value_lines + (inside + down) * VALUE_LINE + across));
-      }
+#pragma unroll 2
+    for (int item = at.thread; item < KV_COLUMNS * 8; item += THREADS) {
+      int inside = item / 128 * 16, column = first_column() + inside, part = column / HIDDEN, start = part / 2 * padded * HIDDEN;
+      if (column >= KEY_VALUE_COLUMNS) break;
+      column -= part * HIDDEN;
+      bool values = part % 2;
+      // Eight columns of a token, or eight tokens of a column.
+      int down = values ? (item % 128 / 32 * 2 + item % 2) * 8 : item % 128 / 2, across = values ? item % 32 / 2 : item % 2 * 8;
+      if (token + down >= padded) continue;
+      const float* from = lines + down * KV_LINE + inside + across;
+      int stride = values ? KV_LINE : 1;
+      float x[8];
+#pragma unroll
+      for (int i = 0; i < 8; i++) x[i] = from[i * stride];
+      Element* to = values ? exchange.values + start + placed_value(token + down, column + across) : exchange.keys + start + placed(token + down, column + across, HIDDEN);
+      publish_eight(to, make_uint4(pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7])));
     }
     block_sync();
   }

@@ -86,7 +86,7 @@ constexpr int EVEN_REGION = 16 * larger(NARROW * larger(HIDDEN, FF), WIDE * HIDD
 constexpr int SLICES_AT = EVEN_REGION + ODD_REGION;
 // In front of the stages lie the parts that others send, later the input of keys and values, and the lines that these become; behind it,
 // later, their weights.
-constexpr int KEY_LINE = KV_COLUMNS + 8, VALUE_LINE = 64 + 8, LINES_BYTES = 2 * (64 * KEY_LINE + KV_COLUMNS * VALUE_LINE);
+constexpr int KV_LINE = KV_COLUMNS + 2, LINES_BYTES = 64 * KV_LINE * 4;
 constexpr int FRONT_BYTES = divide_up(larger(larger(128 * COLUMNS * 4, 64 * HIDDEN * 2), LINES_BYTES), 1024) * 1024;
 constexpr int SUMS_AT = larger(FRONT_BYTES + larger(STAGES * STAGE_BYTES, KV_COLUMNS * HIDDEN * 2), SLICES_AT + WARPS * 16 * LINE * 4);
 constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 4 * 8;
