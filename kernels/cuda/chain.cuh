@@ -206,6 +206,8 @@ struct Chain {
     uint4 a[BLOCKS][2] = {};
     float2 bias[PASSES], column_sums[PASSES];
     load_columns<WIDTH, NORM>(self ? columns_of<SELF_OUT>(p, layer) : columns_of<KIND>(p, layer), units, bias, column_sums);
+    // Weights are mostly there before the input.
+    wait_for_bytes(arrival(turn), turn >> 1 & 1);
     take<DIM>(at, own + (self ? input_of(SELF_OUT) : input_of(KIND)), a, [&] { fetch_next<KIND>(layer, self), clearing.advance(); });
     stamp(p.stamps, 6 + 2 * (layer * KINDS + (self ? SELF_OUT : KIND % KINDS)));
     if (NORM) {
@@ -216,9 +218,9 @@ struct Chain {
 #pragma unroll 1
     for (int part = 0; part < (KIND == KINDS ? OUT_PASSES : 1); part++) {
       if (part > 0) load_columns<WIDTH, NORM>(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
+      if (part > 0) wait_for_bytes(arrival(turn), turn >> 1 & 1);
       if (KIND == KINDS && part + 1 < OUT_PASSES) fetch<KIND>(layer, turn + 1, part + 1);
       float result[UNITS][4] = {};
-      wait_for_bytes(arrival(turn), turn >> 1 & 1);
       multiply_rows<DIM>(at, a, region(turn), result);
       // What the step before this has left there was read by all.
       block_sync();
