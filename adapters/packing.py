@@ -126,12 +126,12 @@ class PackedAdapter(nn.Module):
             return output
         return output.mT.contiguous().view(output.shape[0], -1, *self.config.output_grid)
 
-    def give_up_query_weights(self) -> None:
-        """Keep no weights of the products on the queries, for whoever has them arranged otherwise.
+    def give_up_weights(self) -> None:
+        """Keep no weights but those of the encoders' projections, for whoever has the others arranged otherwise.
 
-        `forward` cannot be called any more. The encoders' projections and the context's keys and values stay.
+        `forward` cannot be called any more.
         """
-        for module in (*self.layers, self.out):
+        for module in (*self.layers, self.keys_values, self.out):
             for linear in module.modules():
                 if isinstance(linear, PackedLinear):
                     linear.weight = linear.weight.new_empty(0)

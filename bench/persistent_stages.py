@@ -15,7 +15,7 @@ from bench.adapter_latency import CASES, Case
 from foresight.adapters import AdapterBody, adapter_config, build_adapter
 from foresight.adapters.packing import pack_adapter, positions_table
 from foresight.kernels.persistent import STAMPS, Buffers, PersistentShape
-from foresight.kernels.persistent_kernel import PersistentKernel
+from foresight.kernels.persistent_kernel import PersistentKernel, persistent_blocks
 from foresight.runtime.persistent import persistent_shape
 
 __all__ = ["main", "stage_names", "stage_times"]
@@ -57,8 +57,7 @@ def stage_times(stamps: Tensor) -> Tensor:
 
 def _measure(case: Case) -> tuple[PersistentShape, Tensor]:
     device, config = torch.device("cuda", 0), adapter_config("query", case.size, vlm_dim=3584, dino_dim=1024)
-    properties = torch.cuda.get_device_properties(device)
-    shape = _StampedShape(**asdict(persistent_shape(config, _DTYPE, properties.multi_processor_count)))
+    shape = _StampedShape(**asdict(persistent_shape(config, _DTYPE, persistent_blocks(device))))
     torch.manual_seed(0)
     adapter = build_adapter(config).eval()
     weights: Any = pack_adapter(adapter, device, _DTYPE)

@@ -19,13 +19,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["STAMPS", "Buffers", "PersistentParameters", "PersistentShape", "Weights", "persistent_source"]
+__all__ = [
+    "CLUSTER",
+    "STAMPS",
+    "Buffers",
+    "PersistentParameters",
+    "PersistentShape",
+    "Weights",
+    "persistent_source",
+]
 
 _FOLDER = Path(__file__).parent / "cuda"
 _SOURCES = ("layout.cuh", "projection.cuh", "keys_values.cuh", "attention.cuh", "chain.cuh", "adapter.cu")
 _TILE = 128
 _WIDEST = 3072
-_CLUSTER = 8
+CLUSTER = 8
 # Floats that a warp leaves of a row.
 _LINE = 88
 _STAGES = 5
@@ -103,8 +111,8 @@ class PersistentShape:
             return f"widths {self.ff_dim}, {self.vlm_dim}, {self.dino_dim}: must be multiples of 32"
         if self.output_dim % 8:
             return f"output of {self.output_dim}: must be a multiple of 8"
-        if self.blocks % _CLUSTER:
-            return f"{self.blocks} blocks: must be clusters of {_CLUSTER}"
+        if self.blocks % CLUSTER:
+            return f"{self.blocks} blocks: must be clusters of {CLUSTER}"
         # Self-attention waits for one block of 32 keys a warp.
         if self.num_queries > 256:
             return f"{self.num_queries} queries: at most 256"
@@ -167,7 +175,10 @@ class PersistentShape:
     @cached_property
     def key_value_columns(self) -> int:
         """Columns of keys and values that a block makes: so many that ten blocks share them."""
-        return min(176, _divide_up(_divide_up(2 * self.num_layers * self.hidden_dim, max(1, self.blocks // 10)), 16) * 16)
+        return min(
+            176,
+            _divide_up(_divide_up(2 * self.num_layers * self.hidden_dim, max(1, self.blocks // 10)), 16) * 16,
+        )
 
     @cached_property
     def exchange_elements(self) -> int:
@@ -242,7 +253,7 @@ class Buffers:
         dtype = shape.dtype
         # A set holds what the chain exchanges, the context, keys and values, and statistics.
         elements = shape.exchange_elements + (total + 2 * shape.num_layers * padded) * h
-        elements += _divide_up(total, 2) * 2 * _CLUSTER * 4
+        elements += _divide_up(total, 2) * 2 * CLUSTER * 4
         self.exchange = torch.full((2, elements), -1, dtype=torch.int16, device=device)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
         self.stamps = torch.zeros(shape.blocks, STAMPS, dtype=torch.int64, device=device)
@@ -250,7 +261,11 @@ class Buffers:
         counts = (
             vlm_tokens,
             dino_tokens,
-            *(n for size, splits in zip(self.split_sizes, self.splits, strict=True) for n in (size, splits.bit_length() - 1)),
+            *(
+                n
+                for size, splits in zip(self.split_sizes, self.splits, strict=True)
+                for n in (size, splits.bit_length() - 1)
+            ),
         )
         self.arguments = {name: getattr(self, name).data_ptr() for name in _SCRATCH} | dict(
             zip(_COUNTS, counts, strict=True)
@@ -259,14 +274,14 @@ class Buffers:
 
 def _plan_splits(shape: PersistentShape, vlm: int, dino: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Places of the contracted axis in a part, and parts, for both encoders, so that clusters end together."""
-    across, clusters = shape.hidden_dim // shape.columns, shape.blocks // _CLUSTER
+    across, clusters = shape.hidden_dim // shape.columns, shape.blocks // CLUSTER
     best: tuple[float, tuple[int, int], tuple[int, int]] | None = None
     for splits in product((1, 2, 4, 8), repeat=2):
         load, sizes, rounds = [0.0] * clusters, list[int](), 0
         for dim, tokens, parts in zip((shape.vlm_dim, shape.dino_dim), (vlm, dino), splits, strict=True):
             steps = _divide_up(_divide_up(dim, 64), parts)
             sizes.append(64 * steps)
-            for _ in range(_divide_up(_divide_up(tokens, _TILE) * across * parts, _CLUSTER)):
+            for _ in range(_divide_up(_divide_up(tokens, _TILE) * across * parts, CLUSTER)):
                 # A tile starts and ends at the cost of about two steps; what others finish is sent.
                 load[rounds % clusters] += steps + 2 + 4.5 * (parts - 1) / parts
                 rounds += 1

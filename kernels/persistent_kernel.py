@@ -7,9 +7,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from foresight.kernels.cooperative import CooperativeKernel
+from foresight.kernels.cooperative import CooperativeKernel, resident_blocks
 from foresight.kernels.nvrtc import compile_cuda
 from foresight.kernels.persistent import (
+    CLUSTER,
     Buffers,
     PersistentParameters,
     PersistentShape,
@@ -17,7 +18,7 @@ from foresight.kernels.persistent import (
     persistent_source,
 )
 
-__all__ = ["SHARED_MEMORY", "PersistentKernel"]
+__all__ = ["SHARED_MEMORY", "PersistentKernel", "persistent_blocks"]
 
 THREADS = 256
 # What a block may have where the compute capability is 9.0, which the kernel asks for.
@@ -46,6 +47,7 @@ class PersistentKernel:
                 blocks=shape.blocks,
                 threads=THREADS,
                 shared_bytes=shape.shared_bytes,
+                cluster=CLUSTER,
             )
 
     def launch(
@@ -54,6 +56,19 @@ class PersistentKernel:
         """Put one launch on `stream` and return `buffers.output`; arguments as in `PersistentParameters.fill`."""
         self.function.launch(self.parameters.fill(vlm, dino, table, lengths, buffers), stream)
         return buffers.output
+
+
+def persistent_blocks(device: torch.device) -> int:
+    """The blocks that the kernel can have on `device`, in whole clusters.
+
+    Raises RuntimeError or OSError where there is no compiler or the driver refuses.
+    """
+    properties = torch.cuda.get_device_properties(device)
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()
+        return resident_blocks(
+            (properties.major, properties.minor), threads=THREADS, shared_bytes=SHARED_MEMORY, cluster=CLUSTER
+        )
 
 
 @cache

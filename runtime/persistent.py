@@ -12,7 +12,7 @@ from torch import Tensor
 from foresight.adapters import Adapter, AdapterConfig
 from foresight.adapters.packing import PackedAdapter
 from foresight.kernels.persistent import Buffers, PersistentShape, Weights
-from foresight.kernels.persistent_kernel import PersistentKernel
+from foresight.kernels.persistent_kernel import PersistentKernel, persistent_blocks
 from foresight.kernels.persistent_launch import PersistentLaunch
 from foresight.runtime.capture import current_stream
 from foresight.runtime.input_buffer import InputBuffer
@@ -26,7 +26,7 @@ _ALIGNMENT = 16
 
 
 def persistent_shape(config: AdapterConfig, dtype: torch.dtype, blocks: int) -> PersistentShape:
-    """What the kernel is compiled for, to serve an adapter on a GPU of `blocks` multiprocessors."""
+    """What the kernel is compiled for, to serve an adapter on a GPU that holds so many blocks."""
     return PersistentShape(
         hidden_dim=config.hidden_dim,
         num_heads=config.num_heads,
@@ -55,8 +55,8 @@ def load_persistent_kernel(
     if capability != _CAPABILITY:
         given = ".".join(map(str, capability))
         raise ValueError(f"compute capability {given}: the persistent kernel is made for 9.0")
-    shape = persistent_shape(packed.config, dtype, properties.multi_processor_count)
     try:
+        shape = persistent_shape(packed.config, dtype, persistent_blocks(device))
         return PersistentKernel(shape, cast(Weights, packed), device)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())

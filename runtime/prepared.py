@@ -126,7 +126,7 @@ def prepare(
             if path == "persistent":
                 raise ValueError(f"path 'persistent': {' '.join(str(refusal).split())}") from refusal
         else:
-            packed.give_up_query_weights()
+            packed.give_up_weights()
             return persistent
     return GraphedAdapter(
         adapter, packed, place, dtype, sizes, dino_tokens=dino_tokens, batch=batch, replicas=replicas

@@ -96,9 +96,10 @@ class FakeDevice:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)) -> None:
         major, minor = capability
-        properties = SimpleNamespace(major=major, minor=minor, multi_processor_count=132)
+        properties = SimpleNamespace(major=major, minor=minor)
         self.error: Exception | None = None
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+        monkeypatch.setattr(persistent, "persistent_blocks", lambda _: 120)
         monkeypatch.setattr(persistent, "PersistentKernel", self.load)
 
     def load(self, *arguments: Any) -> Any:
@@ -114,7 +115,7 @@ def test_the_kernel_is_made_for_the_adapter_and_the_gpu(
     packed = pack_adapter(adapter, CPU, torch.float16)
     loaded: Any = load_persistent_kernel(packed, CUDA, torch.float16, batch=1)
     shape, weights, device = loaded
-    assert (shape.blocks, shape.dtype, shape.num_queries, shape.vlm_dim) == (132, torch.float16, 7, 24)
+    assert (shape.blocks, shape.dtype, shape.num_queries, shape.vlm_dim) == (120, torch.float16, 7, 24)
     assert (weights, device) == (packed, CUDA)
 
 
@@ -162,7 +163,8 @@ def test_it_comes_first_where_it_serves(monkeypatch: pytest.MonkeyPatch, adapter
         assert served == expected
         # Of what the kernel has rearranged nothing is kept twice; the rest it reads where it lies.
         assert bool(packed.out.weight.numel()) == (served == "graph")
-        assert all(linear.weight.numel() for linear in (packed.vlm, packed.dino, packed.keys_values))
+        assert bool(packed.keys_values.weight.numel()) == (served == "graph")
+        assert all(linear.weight.numel() for linear in (packed.vlm, packed.dino))
 
 
 def test_a_launch_that_the_device_refuses_leaves_the_graph(
