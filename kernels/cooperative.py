@@ -45,7 +45,7 @@ def _configured(blocks: int, threads: int, shared_bytes: int, cluster: int) -> _
 
 
 class CooperativeKernel:
-    """The kernel `name` of `code` in the context of this thread, in `blocks` blocks of `threads`, `cluster` by `cluster`."""
+    """The kernel `name` of `code` in this thread's context, in `blocks` blocks of `threads`, `cluster` by `cluster`."""
 
     def __init__(
         self, code: bytes, name: str, *, blocks: int, threads: int, shared_bytes: int, cluster: int

@@ -90,7 +90,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PersistentShape:
-    """What the kernel is compiled for: an adapter's sizes, its dtype, and `blocks`, in clusters of 8, one a multiprocessor."""
+    """What the kernel is compiled for: an adapter's sizes, its dtype, and `blocks`, in clusters of 8."""
 
     hidden_dim: int
     num_heads: int

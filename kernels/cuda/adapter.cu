@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   if (thread == 0) count(p.counter);
   if (at.share >= GROUPS) return clearing.finish();
   Chain chain = {p, at, shared, exchange, clearing, {0, 0}, 0};
-  // The first two products' weights, one to a region, where the context's tiles were.
+  // Where the context's tiles were.
   chain.fetch<CROSS_OUT>(0, 0);
   chain.load_residual();
   chain.run();

@@ -32,8 +32,7 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int first_column
   }
   float scale = sum == 0 ? 0 : reciprocal(sum);
   Element* to = output + placed(at.rows + row, first_column + column, HIDDEN);
-  publish(to, pack(merged[0] * scale, merged[1] * scale));
-  publish(to + 2, pack(merged[2] * scale, merged[3] * scale));
+  publish_four(to, uint2{pack(merged[0] * scale, merged[1] * scale), pack(merged[2] * scale, merged[3] * scale)});
   if (logs && (at.thread & 15) == 0) {
     float log = sum == 0 ? EMPTY : peak + logarithm_of_two(sum);
     publish(logs + (at.rows + row) * HEADS * 4, log != log ? 0x7fffffffu : __float_as_uint(log));

@@ -85,11 +85,12 @@ def pretended_device() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a kernel takes of a multiprocessor: registers a thread, bytes of `stack` a thread and of `shared` memory."""
+    """What a kernel takes: registers and bytes of `stack` a thread, bytes of `shared` memory a block, bytes of `code`."""
 
     registers: int
     stack: int
     shared: int
+    code: int
 
 
 def resource_usage(code: bytes) -> Usage:
@@ -97,12 +98,19 @@ def resource_usage(code: bytes) -> Usage:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()
-        command = [str(_TOOLS / "cuobjdump"), "-res-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        usage, sections = (
+            subprocess.run(
+                [str(_TOOLS / "cuobjdump"), option, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for option in ("-res-usage", "-elf")
+        )
     numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:0 ", usage)
+    # Index, offset and size of a section of instructions.
+    text = re.search(r"^ *\w+ +\w+ +(\w+) .* PROGBITS .* \.text\.\w+$", sections, re.MULTILINE)
     assert numbers is not None, usage
+    assert text is not None, sections
     registers, stack, shared = map(int, numbers.groups())
-    return Usage(registers=registers, stack=stack, shared=shared)
+    return Usage(registers=registers, stack=stack, shared=shared, code=int(text[1], 16))
 
 
 def overwritten_tiles(ttgir: str) -> list[str]:

@@ -215,3 +215,5 @@ def test_the_full_size_fits_an_h200(dtype: torch.dtype) -> None:
     # All threads of a block, and what is kept back for the system.
     assert usage.registers * 256 <= 65_536
     assert shape.shared_bytes + usage.shared <= SHARED_MEMORY
+    # The instruction cache: some instructions more cost microseconds.
+    assert usage.code <= 128 * 1024
