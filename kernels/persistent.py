@@ -276,7 +276,7 @@ def _plan_splits(shape: PersistentShape, vlm: int, dino: int) -> tuple[tuple[int
     """Places of the contracted axis in a part, and parts, for both encoders, so that clusters end together."""
     across, clusters = shape.hidden_dim // shape.columns, shape.blocks // CLUSTER
     best: tuple[float, tuple[int, int], tuple[int, int]] | None = None
-    for splits in product((1, 2, 4, 8), repeat=2):
+    for splits in product((1, 2, 4, 8), (1, 2, 4, 8)):
         load, sizes, rounds = [0.0] * clusters, list[int](), 0
         for dim, tokens, parts in zip((shape.vlm_dim, shape.dino_dim), (vlm, dino), splits, strict=True):
             steps = _divide_up(_divide_up(dim, 64), parts)

@@ -85,7 +85,7 @@ def pretended_device() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a kernel takes: registers and bytes of `stack` a thread, bytes of `shared` memory a block, bytes of `code`."""
+    """What a kernel takes: registers and bytes of `stack` a thread, bytes of `shared` memory, bytes of `code`."""
 
     registers: int
     stack: int
