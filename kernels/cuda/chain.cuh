@@ -174,7 +174,7 @@ struct Chain {
     fetch_weights<width_of(KIND), dim_of(KIND)>(at, weight, region(turn), arrival(turn));
   }
 
-  // Ask for the next product's weights, in the place of those of the product before; SELF_OUT goes by as CROSS_OUT.
+  // Ask for the next product's weights, in the place of those of the product before.
   template <int KIND>
   DEVICE void fetch_next(int layer, bool self) {
     if (KIND == QKV) fetch<SELF_OUT>(layer, turn + 1);
@@ -195,6 +195,7 @@ struct Chain {
 
   // A product, with the norm before it and GELU or the residual after it. It writes the next step's input: for QKV queries and keys
   // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; behind the last layer all parts of the output, one after the other.
+  // SELF_OUT goes by the code of CROSS_OUT, with `self`.
   template <int KIND>
   DEVICE void product(int layer, bool self = false) {
     constexpr int DIM = dim_of(KIND), WIDTH = width_of(KIND), BLOCKS = divide_up(DIM / 32, WARPS), UNITS = block_units(WIDTH), PASSES = divide_up(UNITS, 4);
@@ -312,7 +313,7 @@ struct Chain {
   }
 
   DEVICE void run() {
-    // Code that is gone through only once has to be brought first: so half a layer at a time.
+    // Half a layer at a time, so that both halves share the code of an attention: what does not fit the instruction cache is slow.
 #pragma unroll 1
     for (int half = 1; half < 2 * LAYERS; half++) {
       int layer = half / 2;

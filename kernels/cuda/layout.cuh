@@ -8,7 +8,7 @@
 //
 // Fragments are 16 bytes a lane: the contracted axis may be permuted at will as long as both sides are, so that in every 32 of its places
 // lane t of a quad holds places 8 t to 8 t + 7. A warp reads its slice of a product's input from the cache in that order, straight into
-// registers; weights of the chain lie in memory in that order and come two products ahead.
+// registers; weights of the chain lie in memory in that order and come a product ahead.
 
 __host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
 
