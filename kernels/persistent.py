@@ -19,6 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from foresight.kernels.arrangement import biases_and_sums, fragments, placed, swizzled
+
 __all__ = [
     "CLUSTER",
     "STAMPS",
@@ -202,6 +204,7 @@ class PersistentShape:
             "QUERIES": self.num_queries,
             "LAYERS": self.num_layers,
             "GRID": self.blocks,
+            "CLUSTER": CLUSTER,
             "COLUMNS": self.columns,
             "KV_COLUMNS": self.key_value_columns,
             "EXPECTED_SHARED_BYTES": self.shared_bytes,
@@ -293,8 +296,6 @@ def _plan_splits(shape: PersistentShape, vlm: int, dino: int) -> tuple[tuple[int
 
 _SCRATCH = ("exchange", "output", "counter", "stamps")
 _COUNTS = ("vlm_tokens", "dino_tokens", "vlm_split", "vlm_shift", "dino_split", "dino_shift")
-
-
 _POINTERS = ("key_value_weights", "key_value_bias", "hidden_states", "query", "weights", "columns")
 
 
@@ -321,12 +322,14 @@ class PersistentParameters:
         self.shape, self.weights = shape, weights
         query = torch.zeros(shape.rows, shape.hidden_dim, dtype=shape.dtype, device=weights.query.device)
         query[: shape.num_queries] = weights.query[0]
-        self.query = _placed(query)
+        self.query = placed(query)
         self._key_values = swizzled(weights.keys_values.weight, shape.key_value_columns)
         products = list(_products(weights))
         self._weights = torch.cat([fragments(linear.weight).flatten() for linear in products])
         parts = [1] * (len(products) - 1) + [shape.out_passes]
-        columns = (_columns(linear, n) for linear, n in zip(products, parts, strict=True))
+        columns = (
+            biases_and_sums(linear.bias, linear.sums, n) for linear, n in zip(products, parts, strict=True)
+        )
         self._columns = torch.cat(list(columns))
 
         class Parameters(ctypes.Structure):
@@ -369,40 +372,9 @@ class PersistentParameters:
         return structure
 
 
-def _columns(linear: _Linear, parts: int) -> Tensor:
-    """Biases, and what a norm takes from its columns, of one part of a product after the other."""
-    bias = linear.bias
-    sums = torch.zeros_like(bias) if linear.sums is None else linear.sums
-    return torch.stack([bias.view(parts, -1), sums.view(parts, -1)], dim=1).flatten()
-
-
 def _linear(linear: _Linear) -> _LinearStruct:
     tensors = {"weight": linear.weight, "bias": linear.bias, "sums": linear.sums}
     return _LinearStruct(**{name: x.data_ptr() for name, x in tensors.items() if x is not None})
-
-
-def fragments(weight: Tensor) -> Tensor:
-    """A weight [N, K] as the chain reads it, [N / 8, K / 32, 32, 8]: by unit of rows, block of columns and lane."""
-    units, blocks = weight.shape[0] // 8, weight.shape[1] // 32
-    return weight.reshape(units, 8, blocks, 4, 8).transpose(1, 2).reshape(units, blocks, 32, 8).contiguous()
-
-
-def swizzled(weight: Tensor, columns: int) -> Tensor:
-    """A weight [N, K] as shared memory holds it, [N / columns, K / 64, columns, 64], zeros behind its last row.
-
-    Of a row's eight chunks of 16 bytes, chunk i of row r lies where i ^ (r % 8) would; see `staged` in projection.cuh.
-    """
-    rows, steps = _divide_up(weight.shape[0], columns) * columns, weight.shape[1] // 64
-    padded = torch.nn.functional.pad(weight, (0, 0, 0, rows - weight.shape[0]))
-    chunks = padded.reshape(-1, columns, steps, 8, 8).transpose(1, 2)
-    order = torch.arange(8, device=weight.device) ^ (torch.arange(columns, device=weight.device) % 8)[:, None]
-    return chunks.gather(3, order[None, None, :, :, None].expand_as(chunks)).contiguous()
-
-
-def _placed(rows: Tensor) -> Tensor:
-    """Rows [N, K] as blocks exchange them, [N / 16, K / 32, 16, 32]; see `placed` in layout.cuh."""
-    n, k = rows.shape
-    return rows.reshape(n // 16, 16, k // 32, 32).transpose(1, 2).contiguous()
 
 
 def _divide_up(size: int, by: int) -> int:

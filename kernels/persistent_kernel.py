@@ -32,7 +32,6 @@ class PersistentKernel:
     """
 
     def __init__(self, shape: PersistentShape, weights: Weights, device: torch.device) -> None:
-        properties = torch.cuda.get_device_properties(device)
         refusal = shape.refusal(SHARED_MEMORY)
         if refusal is not None:
             raise ValueError(refusal)
@@ -42,7 +41,7 @@ class PersistentKernel:
             # The driver works in the context that is current, which the first work on the device makes.
             torch.cuda.synchronize()
             self.function = CooperativeKernel(
-                _code(shape, (properties.major, properties.minor)),
+                _code(shape, torch.cuda.get_device_capability(device)),
                 "adapter",
                 blocks=shape.blocks,
                 threads=THREADS,
@@ -58,17 +57,16 @@ class PersistentKernel:
         return buffers.output
 
 
+@cache
 def persistent_blocks(device: torch.device) -> int:
     """The blocks that the kernel can have on `device`, in whole clusters.
 
     Raises RuntimeError or OSError where there is no compiler or the driver refuses.
     """
-    properties = torch.cuda.get_device_properties(device)
+    capability = torch.cuda.get_device_capability(device)
     with torch.cuda.device(device):
         torch.cuda.synchronize()
-        return resident_blocks(
-            (properties.major, properties.minor), threads=THREADS, shared_bytes=SHARED_MEMORY, cluster=CLUSTER
-        )
+        return resident_blocks(capability, threads=THREADS, shared_bytes=SHARED_MEMORY, cluster=CLUSTER)
 
 
 @cache

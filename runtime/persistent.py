@@ -50,8 +50,7 @@ def load_persistent_kernel(
     """
     if batch != 1:
         raise ValueError(f"batch {batch}: the persistent kernel serves one clip at a time")
-    properties = torch.cuda.get_device_properties(device)
-    capability = properties.major, properties.minor
+    capability = torch.cuda.get_device_capability(device)
     if capability != _CAPABILITY:
         given = ".".join(map(str, capability))
         raise ValueError(f"compute capability {given}: the persistent kernel is made for 9.0")

@@ -86,15 +86,7 @@ DEVICE void sum_rows(const uint4 (&a)[BLOCKS][2], float2 (&sums)[2]) {
   for (int half = 0; half < 2; half++) {
     float2 sum = {0, 0};
 #pragma unroll
-    for (int i = 0; i < BLOCKS; i++) {
-      const uint32_t words[4] = {a[i][half].x, a[i][half].y, a[i][half].z, a[i][half].w};
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        float2 pair = unpack(words[j]);
-        sum.x += pair.x + pair.y;
-        sum.y += pair.x * pair.x + pair.y * pair.y;
-      }
-    }
+    for (int i = 0; i < BLOCKS; i++) add_squares(sum, a[i][half]);
     sums[half] = make_float2(quad_sum(sum.x), quad_sum(sum.y));
   }
 }
@@ -104,8 +96,7 @@ DEVICE float2 row_statistics(const float2* sums, int row) {
   float2 sum = {0, 0};
 #pragma unroll
   for (int warp = 0; warp < WARPS; warp++) sum.x += sums[warp * 16 + row].x, sum.y += sums[warp * 16 + row].y;
-  float mean = sum.x / HIDDEN;
-  return make_float2(mean, inverse_deviation(sum, mean, HIDDEN));
+  return mean_and_scale(sum, HIDDEN);
 }
 
 // A warp's part of all units of columns, over its slice of the contracted axis. A block may have a unit less, whose place in the region
@@ -228,7 +219,7 @@ struct Chain {
       float2 statistics = NORM ? row_statistics(row_sums, at.thread >> 4) : make_float2(0, 1);
       keep_rows(at, result, parts);
       block_sync();
-      finish_columns<KIND>(part, own + (self ? AFTER_SELF : output_of(KIND)), units, statistics, bias, column_sums, parts);
+      finish_columns<KIND>(part, own + (self ? output_of(SELF_OUT) : output_of(KIND)), units, statistics, bias, column_sums, parts);
       turn++;
       stamp(p.stamps, 7 + 2 * (layer * KINDS + (self ? SELF_OUT : KIND % KINDS) + part));
     }
@@ -269,7 +260,7 @@ struct Chain {
       if (KIND == UP) value[pass] = make_float2(gelu(value[pass].x), gelu(value[pass].y));
     }
     // What ends in HIDDEN columns and has no norm has a residual, of one pass.
-    if (KIND == CROSS_OUT || KIND == SELF_OUT || KIND == DOWN) {
+    if (KIND == CROSS_OUT || KIND == DOWN) {
       residual = make_float2(residual.x + value[0].x, residual.y + value[0].y);
       value[0] = residual;
     }

@@ -14,7 +14,7 @@ __host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) /
 
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 
-constexpr int THREADS = 256, WARPS = 8, HEAD = 64, CLUSTER = 8, CLUSTERS = GRID / CLUSTER;
+constexpr int THREADS = 256, WARPS = 8, HEAD = 64, CLUSTERS = GRID / CLUSTER;
 constexpr int ROW_TILES = (QUERIES + 15) / 16, ROWS = 16 * ROW_TILES, GROUPS = GRID / ROW_TILES;
 // Parts of the context among which an attention is split.
 constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
@@ -63,7 +63,7 @@ struct Exchange {
   Element *chain, *context, *keys, *values, *end;
   float2* statistics;
   DEVICE Exchange(const Parameters& p, int set) {
-    int total = p.vlm_tokens + p.dino_tokens, padded = (total + 31) / 32 * 32;
+    int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
     chain = p.exchange + (size_t)set * (EXCHANGE + (total + 2 * LAYERS * padded) * HIDDEN + divide_up(total, 2) * 2 * CLUSTER * 4);
     context = chain + EXCHANGE;
     keys = context + total * HIDDEN;
@@ -120,10 +120,22 @@ DEVICE float quad_sum(float x) {
   return x + warp_exchange(x, 2);
 }
 
-DEVICE float inverse_deviation(float2 statistics, float mean, int count) {
-  float variance = statistics.y / count - mean * mean;
+// Add eight elements, and their squares.
+DEVICE void add_squares(float2& sum, uint4 chunk) {
+  const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    float2 pair = unpack(words[i]);
+    sum.x += pair.x + pair.y;
+    sum.y += pair.x * pair.x + pair.y * pair.y;
+  }
+}
+
+// Mean and 1 / deviation of `count` numbers, of their sum and that of their squares.
+DEVICE float2 mean_and_scale(float2 sum, int count) {
+  float mean = sum.x / count, variance = sum.y / count - mean * mean;
   // Not fmaxf, which would turn NaN into a number.
-  return rsqrtf((variance < 0 ? 0 : variance) + EPS);
+  return make_float2(mean, rsqrtf((variance < 0 ? 0 : variance) + EPS));
 }
 
 // a: rows r and r + 8, b: column; 32 places of the contracted axis.

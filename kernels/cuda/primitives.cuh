@@ -1,4 +1,4 @@
-// What the persistent kernel asks of the hardware beyond plain arithmetic and __ldcg. tests/kernels/emulation.h offers the same on a CPU.
+// What the persistent kernel asks of the hardware beyond plain arithmetic. tests/kernels/emulation.h offers the same on a CPU.
 
 typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
@@ -145,10 +145,6 @@ DEVICE void publish_four(void* to, uint2 words) {
   asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" :: "l"(to), "r"(words.x), "r"(words.y) : "memory");
 }
 
-DEVICE void publish_pair(void* to, float2 pair) {
-  asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" :: "l"(to), "f"(pair.x), "f"(pair.y) : "memory");
-}
-
 DEVICE uint2 load_pair(const void* from) {
   uint2 v;
   asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from) : "memory");
@@ -173,7 +169,7 @@ typedef uint32_t Remote;
 
 DEVICE Remote remote(const void* own, int rank) {
   Remote address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"((uint32_t)__cvta_generic_to_shared(own)), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(own)), "r"(rank));
   return address;
 }
 

@@ -44,14 +44,7 @@ DEVICE void add_statistics(const Place& at, const Projection& tile, unsigned cha
 #pragma unroll
   for (int pass = 0; pass < STATISTICS_PASSES; pass++) {
     int row = min(tile.across * STATISTICS_ROWS + (at.thread >> 3) + pass * (THREADS / 8), 127);
-    uint4 chunk = *(const uint4*)staged(stage, row, at.thread & 7);
-    const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      float2 pair = unpack(words[i]);
-      sums[pass].x += pair.x + pair.y;
-      sums[pass].y += pair.x * pair.x + pair.y * pair.y;
-    }
+    add_squares(sums[pass], *(const uint4*)staged(stage, row, at.thread & 7));
   }
 }
 
@@ -65,7 +58,8 @@ DEVICE void publish_statistics(const Parameters& p, const Place& at, const Excha
 #pragma unroll
     for (int mask = 1; mask < 8; mask *= 2) sum.x += warp_exchange(sum.x, mask), sum.y += warp_exchange(sum.y, mask);
     int inside = (at.thread >> 3) + pass * (THREADS / 8), row = tile.across * STATISTICS_ROWS + inside;
-    if ((at.thread & 7) == 0 && inside < STATISTICS_ROWS && row < min(tile.tokens, 128)) publish_pair(to + row, sum);
+    if ((at.thread & 7) == 0 && inside < STATISTICS_ROWS && row < min(tile.tokens, 128))
+      publish_four(to + row, uint2{__float_as_uint(sum.x), __float_as_uint(sum.y)});
   }
 }
 
@@ -139,8 +133,7 @@ DEVICE void await_statistics(const Parameters& p, const Place& at, unsigned char
   float2 sum = {__uint_as_float(words.x), __uint_as_float(words.y)};
 #pragma unroll 1
   for (int mask = 1; mask < tile.splits(); mask *= 2) sum.x += warp_exchange(sum.x, mask), sum.y += warp_exchange(sum.y, mask);
-  float mean = sum.x / tile.dim;
-  if (split == 0) ((float2*)(shared + SUMS_AT))[inside] = make_float2(mean, inverse_deviation(sum, mean, tile.dim));
+  if (split == 0) ((float2*)(shared + SUMS_AT))[inside] = mean_and_scale(sum, tile.dim);
 }
 
 // The parts of 128 / splits rows added, once `wait` is over: context [tokens, HIDDEN]. A thread has four columns of four rows at a time.

@@ -29,7 +29,6 @@ template <typename T> T min(T a, T b) { return a < b ? a : b; }
 template <typename T> T max(T a, T b) { return a < b ? b : a; }
 inline float __uint_as_float(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
 inline uint32_t __float_as_uint(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
-template <typename T> T __ldcg(const T* from) { return *from; }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 
 namespace emulation {
@@ -114,7 +113,7 @@ inline uint32_t narrow(float x) {
 // More turns of every thread than any launch here needs.
 constexpr int PATIENCE = 20000;
 
-// Runs `body` in all threads of `blocks` blocks of 256, in clusters of 8; false if they wait for something that never comes.
+// Runs `body` in all threads of `blocks` blocks of 256, in clusters; false if they wait for something that never comes.
 inline bool launch(int blocks, size_t shared_bytes, void (*body)()) {
   std::vector<std::unique_ptr<Block>> all;
   std::vector<std::unique_ptr<Cluster>> clusters;
@@ -122,7 +121,7 @@ inline bool launch(int blocks, size_t shared_bytes, void (*body)()) {
   for (int index = 0; index < blocks; index++) {
     all.push_back(std::make_unique<Block>());
     all.back()->index = index;
-    if (index % 8 == 0) clusters.push_back(std::make_unique<Cluster>());
+    if (index % CLUSTER == 0) clusters.push_back(std::make_unique<Cluster>());
     all.back()->cluster = clusters.back().get();
     clusters.back()->blocks.push_back(all.back().get());
     all.back()->shared.reset(new unsigned char[shared_bytes]);
@@ -258,7 +257,6 @@ inline void wait_for_bytes(uint64_t* at, int parity) {
 inline uint4 load_fresh(const void* from) { uint4 v; std::memcpy(&v, from, 16); return v; }
 inline void publish(void* to, uint32_t word) { std::memcpy(to, &word, 4); }
 inline void publish_four(void* to, uint2 words) { std::memcpy(to, &words, 8); }
-inline void publish_pair(void* to, float2 pair) { std::memcpy(to, &pair, 8); }
 inline uint2 load_pair(const void* from) { uint2 v; std::memcpy(&v, from, 8); return v; }
 inline void publish_eight(void* to, uint4 words) { std::memcpy(to, &words, 16); }
 inline void count(unsigned long long* counter) { ++*counter; }

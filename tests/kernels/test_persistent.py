@@ -129,7 +129,7 @@ def test_it_is_exact_at_sizes_that_no_tile_divides(builds: Path) -> None:
 def test_it_is_exact_where_everything_takes_more_than_one_turn(builds: Path) -> None:
     emulation = Emulation(LONG, (150, 70), builds)
     assert LONG.out_passes == 2
-    # Nine steps of 64 and more, where the pipeline has seven stages.
+    # Nine steps of 64 and more, where the pipeline has five stages.
     assert max(emulation.buffers.split_sizes) > 8 * 64
     for seed in range(2):
         vlm, dino = emulation.features(150, seed)

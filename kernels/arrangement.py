@@ -1,0 +1,38 @@
+"""How weights lie in memory for the persistent kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["biases_and_sums", "fragments", "placed", "swizzled"]
+
+
+def fragments(weight: Tensor) -> Tensor:
+    """A weight [N, K] as the chain reads it, [N / 8, K / 32, 32, 8]: by unit of rows, block of columns and lane."""
+    units, blocks = weight.shape[0] // 8, weight.shape[1] // 32
+    return weight.reshape(units, 8, blocks, 4, 8).transpose(1, 2).reshape(units, blocks, 32, 8).contiguous()
+
+
+def swizzled(weight: Tensor, columns: int) -> Tensor:
+    """A weight [N, K] as shared memory holds it, [N / columns, K / 64, columns, 64], zeros behind its last row.
+
+    Of a row's eight chunks of 16 bytes, chunk i of row r lies where i ^ (r % 8) would; see `staged` in projection.cuh.
+    """
+    steps = weight.shape[1] // 64
+    padded = torch.nn.functional.pad(weight, (0, 0, 0, -weight.shape[0] % columns))
+    chunks = padded.reshape(-1, columns, steps, 8, 8).transpose(1, 2)
+    order = torch.arange(8, device=weight.device) ^ (torch.arange(columns, device=weight.device) % 8)[:, None]
+    return chunks.gather(3, order[None, None, :, :, None].expand_as(chunks)).contiguous()
+
+
+def placed(rows: Tensor) -> Tensor:
+    """Rows [N, K] as blocks exchange them, [N / 16, K / 32, 16, 32]; see `placed` in layout.cuh."""
+    n, k = rows.shape
+    return rows.reshape(n // 16, 16, k // 32, 32).transpose(1, 2).contiguous()
+
+
+def biases_and_sums(bias: Tensor, sums: Tensor | None, parts: int) -> Tensor:
+    """Biases [N], and what a norm takes from its columns [N], of one of `parts` parts after the other: [2 N]."""
+    sums = torch.zeros_like(bias) if sums is None else sums
+    return torch.stack([bias.view(parts, -1), sums.view(parts, -1)], dim=1).flatten()
