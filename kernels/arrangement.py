@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["biases_and_sums", "fragments", "placed", "swizzled"]
+__all__ = ["biases_and_sums", "fragments", "placed", "side_by_side", "swizzled"]
 
 
 def fragments(weight: Tensor) -> Tensor:
@@ -14,13 +14,19 @@ def fragments(weight: Tensor) -> Tensor:
     return weight.reshape(units, 8, blocks, 4, 8).transpose(1, 2).reshape(units, blocks, 32, 8).contiguous()
 
 
+def side_by_side(weight: Tensor) -> Tensor:
+    """A weight [N, K] with every 16 of its rows in the order of `side_by_side` of layout.cuh."""
+    n, k = weight.shape
+    return weight.reshape(n // 16, 4, 2, 2, k).transpose(1, 2).reshape(n, k)
+
+
 def swizzled(weight: Tensor, columns: int) -> Tensor:
-    """A weight [N, K] as shared memory holds it, [N / columns, K / 64, columns, 64], zeros behind its last row.
+    """A weight [N, K] as shared memory holds it, [N / columns, K / 64, columns, 64], zeros behind its last row and column.
 
     Of a row's eight chunks of 16 bytes, chunk i of row r lies where i ^ (r % 8) would; see `staged` in projection.cuh.
     """
-    steps = weight.shape[1] // 64
-    padded = torch.nn.functional.pad(weight, (0, 0, 0, -weight.shape[0] % columns))
+    steps = -(-weight.shape[1] // 64)
+    padded = torch.nn.functional.pad(weight, (0, -weight.shape[1] % 64, 0, -weight.shape[0] % columns))
     chunks = padded.reshape(-1, columns, steps, 8, 8).transpose(1, 2)
     order = torch.arange(8, device=weight.device) ^ (torch.arange(columns, device=weight.device) % 8)[:, None]
     return chunks.gather(3, order[None, None, :, :, None].expand_as(chunks)).contiguous()

@@ -1,4 +1,4 @@
-"""A kernel of CUDA C++ on the device, launched so that all of its blocks run at once, in clusters."""
+"""A kernel of CUDA C++ on the device, launched so that all of its blocks run at once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from foresight.kernels.cuda_driver import check_driver, cuda_driver, current_context
-from foresight.kernels.nvrtc import compile_cuda
 
-__all__ = ["CooperativeKernel", "resident_blocks"]
+__all__ = ["CooperativeKernel"]
 
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
-_COOPERATIVE, _CLUSTER_DIMENSION = 2, 4
+_COOPERATIVE = 2
 
 
 class _Attribute(ctypes.Structure):
@@ -37,19 +36,16 @@ class _Launch(ctypes.Structure):
     ]
 
 
-def _configured(blocks: int, threads: int, shared_bytes: int, cluster: int) -> _Launch:
-    attributes = (_Attribute * 2)()
+def _configured(blocks: int, threads: int, shared_bytes: int) -> _Launch:
+    attributes = (_Attribute * 1)()
     attributes[0].id, attributes[0].value[0] = _COOPERATIVE, 1
-    attributes[1].id, attributes[1].value[0:3] = _CLUSTER_DIMENSION, (cluster, 1, 1)
     return _Launch(blocks, 1, 1, threads, 1, 1, shared_bytes, None, attributes, len(attributes))
 
 
 class CooperativeKernel:
-    """The kernel `name` of `code` in this thread's context, in `blocks` blocks of `threads`, `cluster` by `cluster`."""
+    """The kernel `name` of `code` in this thread's context, in `blocks` blocks of `threads`."""
 
-    def __init__(
-        self, code: bytes, name: str, *, blocks: int, threads: int, shared_bytes: int, cluster: int
-    ) -> None:
+    def __init__(self, code: bytes, name: str, *, blocks: int, threads: int, shared_bytes: int) -> None:
         self._driver = driver = cuda_driver()
         self._context = current_context()
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
@@ -62,16 +58,7 @@ class CooperativeKernel:
             driver.cuFuncSetAttribute(self._function, _MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes),
             f"{shared_bytes} bytes of shared memory",
         )
-        self._sizes = blocks, threads, shared_bytes, cluster
-
-    def resident_clusters(self) -> int:
-        """How many clusters the device holds at once."""
-        count, config = ctypes.c_int(), _configured(*self._sizes)
-        status = self._driver.cuOccupancyMaxActiveClusters(
-            ctypes.byref(count), self._function, ctypes.byref(config)
-        )
-        check_driver(status, "counting clusters")
-        return count.value
+        self._sizes = blocks, threads, shared_bytes
 
     def launch(self, parameters: Any, stream: int) -> None:
         """Put a launch on `stream`; `parameters` is a ctypes structure, the kernel's only argument, copied here.
@@ -104,20 +91,3 @@ class CooperativeKernel:
                 check_driver(status, "a cooperative launch")
 
         return put
-
-
-def resident_blocks(capability: tuple[int, int], *, threads: int, shared_bytes: int, cluster: int) -> int:
-    """In how many blocks a cooperative kernel can be launched on the current device, which is of this capability.
-
-    A GPU's multiprocessors come in groups of different sizes, which clusters of blocks do not fill.
-    Raises as `compile_cuda`, and RuntimeError where the driver refuses.
-    """
-    kernel = CooperativeKernel(
-        compile_cuda('extern "C" __global__ void empty() {}', {}, capability),
-        "empty",
-        blocks=cluster,
-        threads=threads,
-        shared_bytes=shared_bytes,
-        cluster=cluster,
-    )
-    return kernel.resident_clusters() * cluster

@@ -12,17 +12,15 @@ import ctypes
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from foresight.kernels.arrangement import biases_and_sums, fragments, placed, swizzled
+from foresight.kernels.arrangement import biases_and_sums, fragments, placed, side_by_side, swizzled
 
 __all__ = [
-    "CLUSTER",
     "STAMPS",
     "Buffers",
     "PersistentParameters",
@@ -35,10 +33,11 @@ _FOLDER = Path(__file__).parent / "cuda"
 _SOURCES = ("layout.cuh", "projection.cuh", "keys_values.cuh", "attention.cuh", "chain.cuh", "adapter.cu")
 _TILE = 128
 _WIDEST = 3072
-CLUSTER = 8
 # Floats that a warp leaves of a row.
 _LINE = 88
 _STAGES = 5
+# Of a block's shared memory, what the context may use.
+_ROOM = 232_448 - 1024 - 4 * 8
 STAMPS = 128
 
 
@@ -92,7 +91,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PersistentShape:
-    """What the kernel is compiled for: an adapter's sizes, its dtype, and `blocks`, in clusters of 8."""
+    """What the kernel is compiled for: an adapter's sizes, its dtype, and `blocks`."""
 
     hidden_dim: int
     num_heads: int
@@ -113,8 +112,6 @@ class PersistentShape:
             return f"widths {self.ff_dim}, {self.vlm_dim}, {self.dino_dim}: must be multiples of 32"
         if self.output_dim % 8:
             return f"output of {self.output_dim}: must be a multiple of 8"
-        if self.blocks % CLUSTER:
-            return f"{self.blocks} blocks: must be clusters of {CLUSTER}"
         # Self-attention waits for one block of 32 keys a warp.
         if self.num_queries > 256:
             return f"{self.num_queries} queries: at most 256"
@@ -167,20 +164,30 @@ class PersistentShape:
         narrow, wide = self._units(h), max(map(self._units, self._wide_widths))
         chain = 16 * (max(narrow * widest, wide * h) + max(narrow, wide) * h) + 8 * 16 * _LINE * 4
         stages = _STAGES * (_TILE + self.columns) * 128
-        return max(self._front_bytes + max(stages, self.key_value_columns * h * 2), chain) + 1024 + 4 * 8
-
-    @cached_property
-    def _front_bytes(self) -> int:
-        lines = 64 * (self.key_value_columns + 2) * 4
-        return _divide_up(max(_TILE * self.columns * 4, 64 * self.hidden_dim * 2, lines), 1024) * 1024
+        keys_values = self.key_value_columns * h * 2
+        keys_values += max(64 * h * 2, min(stages, _ROOM // 1024 * 1024 - keys_values))
+        return max(stages, keys_values, chain) + 1024 + 4 * 8
 
     @cached_property
     def key_value_columns(self) -> int:
         """Columns of keys and values that a block makes: so many that ten blocks share them."""
-        return min(
-            176,
-            _divide_up(_divide_up(2 * self.num_layers * self.hidden_dim, max(1, self.blocks // 10)), 16) * 16,
-        )
+        share = _divide_up(2 * self.num_layers * self.hidden_dim, max(1, self.blocks // 10))
+        return min(160, _divide_up(share, 32) * 32)
+
+    @cached_property
+    def teams(self) -> int:
+        """How many groups of blocks make tiles of the context, each block of one some columns of the same tokens."""
+        return self.blocks // (self.hidden_dim // self.columns)
+
+    def context_share(self, vlm_tokens: int, dino_tokens: int) -> int:
+        """Steps of 64 places of the contracted axis that a team makes, of those of all tiles of the context.
+
+        A tile has eight parts at most, so that they are read at once; see `finish_units` in projection.cuh.
+        """
+        steps = {dim: _divide_up(dim, 64) for dim in (self.vlm_dim, self.dino_dim)}
+        sizes = ((vlm_tokens, self.vlm_dim), (dino_tokens, self.dino_dim))
+        everything = sum(_divide_up(tokens, _TILE) * steps[dim] for tokens, dim in sizes)
+        return max(_divide_up(everything, self.teams), *(_divide_up(n, 8) for n in steps.values()))
 
     @cached_property
     def exchange_elements(self) -> int:
@@ -204,9 +211,9 @@ class PersistentShape:
             "QUERIES": self.num_queries,
             "LAYERS": self.num_layers,
             "GRID": self.blocks,
-            "CLUSTER": CLUSTER,
             "COLUMNS": self.columns,
             "KV_COLUMNS": self.key_value_columns,
+            "ROOM": _ROOM,
             "EXPECTED_SHARED_BYTES": self.shared_bytes,
             "EXPECTED_EXCHANGE": self.exchange_elements,
         }
@@ -230,10 +237,11 @@ def _multiply_warpgroup(dtype: torch.dtype, columns: int) -> str:
     registers = ", ".join(f"%{i}" for i in range(count))
     operands = ", ".join(f'"+f"(sums[{i // 4}][{i % 4}])' for i in range(count))
     return (
-        f"DEVICE void multiply_warpgroup(float (&sums)[{count // 4}][4], uint64_t a, uint64_t b) {{\n"
-        f'  asm volatile("wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} "\n'
-        f'               "{{{registers}}}, %{count}, %{count + 1}, 1, 1, 1, 0, 0;"\n'
-        f'               : {operands} : "l"(a), "l"(b));\n}}\n\n'
+        f"DEVICE void multiply_warpgroup(float (&sums)[{count // 4}][4], uint64_t a, uint64_t b, int add) {{\n"
+        f'  asm volatile("{{.reg .pred p; setp.ne.b32 p, %{count + 2}, 0; "\n'
+        f'               "wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} "\n'
+        f'               "{{{registers}}}, %{count}, %{count + 1}, p, 1, 1, 0, 0;}}"\n'
+        f'               : {operands} : "l"(a), "l"(b), "r"(add));\n}}\n\n'
         f"DEVICE void multiplied(float (&sums)[{count // 4}][4]) {{\n"
         f'  asm volatile("wgmma.wait_group.sync.aligned 0;" : {operands} :: "memory");\n}}'
     )
@@ -250,57 +258,27 @@ class Buffers:
         self, shape: PersistentShape, vlm_tokens: int, dino_tokens: int, device: torch.device
     ) -> None:
         self.vlm_tokens, self.dino_tokens = vlm_tokens, dino_tokens
-        self.split_sizes, self.splits = _plan_splits(shape, vlm_tokens, dino_tokens)
         total, h = vlm_tokens + dino_tokens, shape.hidden_dim
         padded = _divide_up(total, 32) * 32
         dtype = shape.dtype
-        # A set holds what the chain exchanges, the context, keys and values, and statistics.
+        # A set holds what the chain exchanges, the context, keys and values, and parts of the context with statistics.
+        parts = shape.teams + sum(_divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens))
+        words = 2 if dtype == torch.float16 else 1
         elements = shape.exchange_elements + (total + 2 * shape.num_layers * padded) * h
-        elements += _divide_up(total, 2) * 2 * CLUSTER * 4
+        elements += parts * (_TILE * h * words + 64 * 8)
         self.exchange = torch.full((2, elements), -1, dtype=torch.int16, device=device)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
         self.stamps = torch.zeros(shape.blocks, STAMPS, dtype=torch.int64, device=device)
         self.output = torch.empty(shape.num_queries, shape.output_dim, dtype=dtype, device=device)
-        counts = (
-            vlm_tokens,
-            dino_tokens,
-            *(
-                n
-                for size, splits in zip(self.split_sizes, self.splits, strict=True)
-                for n in (size, splits.bit_length() - 1)
-            ),
-        )
-        self.arguments = {name: getattr(self, name).data_ptr() for name in _SCRATCH} | dict(
-            zip(_COUNTS, counts, strict=True)
-        )
-
-
-def _plan_splits(shape: PersistentShape, vlm: int, dino: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Places of the contracted axis in a part, and parts, for both encoders, so that clusters end together."""
-    across, clusters = shape.hidden_dim // shape.columns, shape.blocks // CLUSTER
-    best: tuple[float, tuple[int, int], tuple[int, int]] | None = None
-    for splits in product((1, 2, 4, 8), (1, 2, 4, 8)):
-        load, sizes, rounds = [0.0] * clusters, list[int](), 0
-        for dim, tokens, parts in zip((shape.vlm_dim, shape.dino_dim), (vlm, dino), splits, strict=True):
-            steps = _divide_up(_divide_up(dim, 64), parts)
-            sizes.append(64 * steps)
-            for _ in range(_divide_up(_divide_up(tokens, _TILE) * across * parts, CLUSTER)):
-                # A tile starts and ends at the cost of about two steps; what others finish is sent.
-                load[rounds % clusters] += steps + 2 + 4.5 * (parts - 1) / parts
-                rounds += 1
-        if best is None or max(load) < best[0]:
-            best = (max(load), (sizes[0], sizes[1]), splits)
-    assert best is not None
-    return best[1], best[2]
+        share = shape.context_share(vlm_tokens, dino_tokens)
+        counts = (vlm_tokens, dino_tokens, share)
+        self.arguments: dict[str, float] = {name: getattr(self, name).data_ptr() for name in _SCRATCH}
+        self.arguments |= dict(zip(_COUNTS, counts, strict=True), share_inverse=1 / share)
 
 
 _SCRATCH = ("exchange", "output", "counter", "stamps")
-_COUNTS = ("vlm_tokens", "dino_tokens", "vlm_split", "vlm_shift", "dino_split", "dino_shift")
-_POINTERS = ("key_value_weights", "key_value_bias", "hidden_states", "query", "weights", "columns")
-
-
-class _LinearStruct(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias", "sums")]
+_COUNTS = ("vlm_tokens", "dino_tokens", "share")
+_POINTERS = ("vlm_weights", "dino_weights", "vlm_sums", "dino_sums", "key_value_weights", "key_value_bias", "hidden_states", "query", "weights", "columns")
 
 
 def _products(weights: Weights) -> Iterator[_Linear]:
@@ -323,7 +301,9 @@ class PersistentParameters:
         query = torch.zeros(shape.rows, shape.hidden_dim, dtype=shape.dtype, device=weights.query.device)
         query[: shape.num_queries] = weights.query[0]
         self.query = placed(query)
-        self._key_values = swizzled(weights.keys_values.weight, shape.key_value_columns)
+        self._vlm = swizzled(side_by_side(weights.vlm.weight), shape.columns)
+        self._dino = swizzled(side_by_side(weights.dino.weight), shape.columns)
+        self._key_values = swizzled(side_by_side(weights.keys_values.weight), shape.key_value_columns)
         products = list(_products(weights))
         self._weights = torch.cat([fragments(linear.weight).flatten() for linear in products])
         parts = [1] * (len(products) - 1) + [shape.out_passes]
@@ -335,15 +315,17 @@ class PersistentParameters:
         class Parameters(ctypes.Structure):
             _fields_ = [
                 *((name, ctypes.c_void_p) for name in ("vlm", "dino", "lengths", "table")),
-                *((name, _LinearStruct) for name in ("vlm_projection", "dino_projection")),
                 *((name, ctypes.c_void_p) for name in _POINTERS),
                 *((name, ctypes.c_void_p) for name in _SCRATCH),
                 *((name, ctypes.c_int) for name in _COUNTS),
+                ("share_inverse", ctypes.c_float),
             ]
 
         self.structure = Parameters(
-            vlm_projection=_linear(weights.vlm),
-            dino_projection=_linear(weights.dino),
+            vlm_weights=self._vlm.data_ptr(),
+            dino_weights=self._dino.data_ptr(),
+            vlm_sums=_address(weights.vlm.sums),
+            dino_sums=_address(weights.dino.sums),
             key_value_weights=self._key_values.data_ptr(),
             key_value_bias=weights.keys_values.bias.data_ptr(),
             hidden_states=weights.hidden_states.data_ptr(),
@@ -354,7 +336,7 @@ class PersistentParameters:
 
     def tensors(self) -> Iterator[Tensor]:
         """What is kept besides the weights."""
-        yield from (self.query, self._key_values, self._weights, self._columns)
+        yield from (self.query, self._vlm, self._dino, self._key_values, self._weights, self._columns)
 
     def fill(
         self, vlm: Tensor, dino: Tensor, table: Tensor, lengths: Tensor, buffers: Buffers
@@ -372,9 +354,8 @@ class PersistentParameters:
         return structure
 
 
-def _linear(linear: _Linear) -> _LinearStruct:
-    tensors = {"weight": linear.weight, "bias": linear.bias, "sums": linear.sums}
-    return _LinearStruct(**{name: x.data_ptr() for name, x in tensors.items() if x is not None})
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _divide_up(size: int, by: int) -> int:

@@ -7,10 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from foresight.kernels.cooperative import CooperativeKernel, resident_blocks
+from foresight.kernels.cooperative import CooperativeKernel
 from foresight.kernels.nvrtc import compile_cuda
 from foresight.kernels.persistent import (
-    CLUSTER,
     Buffers,
     PersistentParameters,
     PersistentShape,
@@ -46,7 +45,6 @@ class PersistentKernel:
                 blocks=shape.blocks,
                 threads=THREADS,
                 shared_bytes=shape.shared_bytes,
-                cluster=CLUSTER,
             )
 
     def launch(
@@ -57,16 +55,9 @@ class PersistentKernel:
         return buffers.output
 
 
-@cache
 def persistent_blocks(device: torch.device) -> int:
-    """The blocks that the kernel can have on `device`, in whole clusters.
-
-    Raises RuntimeError or OSError where there is no compiler or the driver refuses.
-    """
-    capability = torch.cuda.get_device_capability(device)
-    with torch.cuda.device(device):
-        torch.cuda.synchronize()
-        return resident_blocks(capability, threads=THREADS, shared_bytes=SHARED_MEMORY, cluster=CLUSTER)
+    """The blocks that the kernel has on `device`: one a multiprocessor."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @cache

@@ -12,17 +12,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   int length = p.lengths[0];
   int thread = thread_index(), lane = thread & 31, block = block_index();
   Place at = {thread, thread / 32, lane >> 2, lane & 3, block % ROW_TILES * 16, block / ROW_TILES};
-  // Each launch before this one has left GRID counts; those of this one are fewer until this block leaves its own.
-  unsigned long long launch = counted(p.counter) / GRID;
-  Exchange exchange(p, launch & 1);
-  if (thread < 3) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread);
+  unsigned long long launch = counted(p.counter);
+  Exchange exchange;
   stamp(p.stamps, 0);
-  cluster_arrive();
+  // By the thread that copies in bulk; the others wait for it before they wait for bytes.
+  if (thread == 0) {
+#pragma unroll
+    for (int i = 0; i < 3; i++) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + i);
+    fence_copies();
+  }
+  Context context = {p, at, shared, exchange};
   KeysValues keys_values = {p, at, shared, exchange};
-  make_context(p, at, shared, exchange, length, [&] {
-    stamp(p.stamps, 1);
-    keys_values.load_weights();
+  context.project([&] {
+    // Each launch before this one has left GRID counts; those of this one are fewer until this block leaves its own.
+    launch /= GRID;
+    exchange = Exchange(p, launch & 1);
+  }, [&] {
+    keys_values.load_weights(KV_LATE, CONTEXT_STEPS);
   });
+  stamp(p.stamps, 1);
+  fence_copies();
+  block_sync();
+  keys_values.load_weights(0, KV_LATE);
+  context.finish(length);
   stamp(p.stamps, 3);
   prefetch_weights(p);
   keys_values.run();

@@ -96,7 +96,7 @@ DEVICE float2 row_statistics(const float2* sums, int row) {
   float2 sum = {0, 0};
 #pragma unroll
   for (int warp = 0; warp < WARPS; warp++) sum.x += sums[warp * 16 + row].x, sum.y += sums[warp * 16 + row].y;
-  return mean_and_scale(sum, HIDDEN);
+  return mean_and_scale(sum, 1.0f / HIDDEN);
 }
 
 // A warp's part of all units of columns, over its slice of the contracted axis. A block may have a unit less, whose place in the region
@@ -295,7 +295,7 @@ struct Chain {
     int blocks = self ? KEY_BLOCKS : padded / 32, splits = self ? 1 : SPLITS, each = divide_up(blocks, splits);
     if (split >= splits) return;
     const Element *query = self ? own + QUERY_KEYS : layer ? own + QUERY : p.query;
-    const Element *keys = self ? query : exchange.keys + layer * padded * HIDDEN, *values = self ? own + VALUES : exchange.values + layer * padded * HIDDEN;
+    const Element *keys = self ? query : exchange.keys_values + 2 * layer * padded * HIDDEN, *values = self ? own + VALUES : exchange.keys_values + (2 * layer + 1) * padded * HIDDEN;
     attend(at, shared, head * HEAD, query, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, values, split * each, min(blocks, (split + 1) * each),
            self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded,
            own + (self ? MIXED : PARTS + split * ROWS * HIDDEN), self ? nullptr : (float*)(own + LOGS) + head * 4 + split);

@@ -1,10 +1,9 @@
 // The whole adapter in one cooperative launch: GRID blocks of 256 threads stay until the clip is translated.
 //
-// First the context: both encoders' tokens projected, the contracted axis split over the blocks of a cluster, which add their parts through
-// their shared memory; then keys and values of all layers; then the chain of short steps on the queries, where a block has one tile of 16
-// query rows and a share of every product's columns. There is no barrier over the grid: a result is written over a pattern that no result
-// has (UNWRITTEN), and whoever needs it reads until the pattern is gone. There are two sets of such buffers; a launch uses one and clears
-// the other for the launch after it.
+// First the context: both encoders' tokens projected, in parts of the contracted axis that are then added; then keys and values of all layers;
+// then the chain of short steps on the queries, where a block has one tile of 16 query rows and a share of every product's columns. There is
+// no barrier over the grid: a result is written over a pattern that no result has (UNWRITTEN), and whoever needs it reads until the pattern
+// is gone. There are two sets of such buffers; a launch uses one and clears the other for the launch after it.
 //
 // Fragments are 16 bytes a lane: the contracted axis may be permuted at will as long as both sides are, so that in every 32 of its places
 // lane t of a quad holds places 8 t to 8 t + 7. A warp reads its slice of a product's input from the cache in that order, straight into
@@ -14,7 +13,17 @@ __host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) /
 
 __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 
-constexpr int THREADS = 256, WARPS = 8, HEAD = 64, CLUSTERS = GRID / CLUSTER;
+__host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
+
+constexpr int THREADS = 256, WARPS = 8, HEAD = 64;
+// Blocks that make the columns of a tile of the context side by side, and steps of 64 places of the axis that they contract.
+constexpr int ACROSS = HIDDEN / COLUMNS, TEAMS = GRID / ACROSS, VLM_STEPS = divide_up(VLM_DIM, 64), DINO_STEPS = divide_up(DINO_DIM, 64);
+// Eight sums of a part take so many 16 bytes: sums of raw features may be more than fp16 holds.
+#ifdef HALF
+constexpr int PART_WORDS = 2;
+#else
+constexpr int PART_WORDS = 1;
+#endif
 constexpr int ROW_TILES = (QUERIES + 15) / 16, ROWS = 16 * ROW_TILES, GROUPS = GRID / ROW_TILES;
 // Parts of the context among which an attention is split.
 constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
@@ -27,17 +36,12 @@ constexpr float EPS = 1e-5f, EMPTY = -1e30f, SCORE_SCALE = 1.4426950408889634f /
 
 typedef unsigned short Element;
 
-struct Linear {
-  const Element* weight;
-  const float* bias;
-  const float* sums;
-};
-
 struct Parameters {
   const Element *vlm, *dino;
   const int* lengths;
   const float* table;
-  Linear vlm_projection, dino_projection;
+  const Element *vlm_weights, *dino_weights;
+  const float *vlm_sums, *dino_sums;
   const Element* key_value_weights;
   const float* key_value_bias;
   const float* hidden_states;
@@ -46,7 +50,8 @@ struct Parameters {
   const float* columns;    // and their biases and sums
   Element *exchange, *output;
   unsigned long long *counter, *stamps;
-  int vlm_tokens, dino_tokens, vlm_split, vlm_shift, dino_split, dino_shift;
+  int vlm_tokens, dino_tokens, share;
+  float share_inverse;
 };
 
 // Elements of a layer's exchange buffers.
@@ -57,19 +62,21 @@ constexpr int ATTENDED = PARTS + SPLITS * ROWS * HIDDEN, AFTER_CROSS = ATTENDED 
 constexpr int AFTER_FF = RAISED + ROWS * FF, LOGS = AFTER_FF + ROWS * HIDDEN;
 constexpr int LAYER_EXCHANGE = LOGS + 2 * 4 * ROWS * HEADS, EXCHANGE = LAYERS * LAYER_EXCHANGE;
 
-// One of the two sets of buffers: [EXCHANGE] for the chain, the context [tokens, HIDDEN], keys and values [LAYERS, padded * HIDDEN],
-// statistics [CLUSTER, tokens].
+// One of the two sets of buffers: [EXCHANGE] for the chain, the context [tokens, HIDDEN], keys and values [LAYERS, 2, padded * HIDDEN], parts of
+// the context's tiles and their rows' statistics.
 struct Exchange {
-  Element *chain, *context, *keys, *values, *end;
-  float2* statistics;
+  Element *chain, *context, *keys_values, *end;
+  uint4 *parts, *statistics;
+  DEVICE Exchange() {}
   DEVICE Exchange(const Parameters& p, int set) {
     int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
-    chain = p.exchange + (size_t)set * (EXCHANGE + (total + 2 * LAYERS * padded) * HIDDEN + divide_up(total, 2) * 2 * CLUSTER * 4);
+    int numbers = TEAMS + divide_up(p.vlm_tokens, 128) + divide_up(p.dino_tokens, 128);
+    chain = p.exchange + (size_t)set * (EXCHANGE + (total + 2 * LAYERS * padded) * HIDDEN + numbers * (128 * HIDDEN * PART_WORDS + 64 * 8));
     context = chain + EXCHANGE;
-    keys = context + total * HIDDEN;
-    values = keys + LAYERS * padded * HIDDEN;
-    statistics = (float2*)(values + LAYERS * padded * HIDDEN);
-    end = (Element*)(statistics + divide_up(total, 2) * 2 * CLUSTER);
+    keys_values = context + total * HIDDEN;
+    parts = (uint4*)(keys_values + 2 * LAYERS * padded * HIDDEN);
+    statistics = parts + numbers * (16 * HIDDEN * PART_WORDS);
+    end = (Element*)(statistics + numbers * 64);
   }
 };
 
@@ -84,11 +91,9 @@ static_assert(NARROW <= 4 && WIDE * 8 <= LINE, "columns of a block");
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
 constexpr int EVEN_REGION = 16 * larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), ODD_REGION = 16 * larger(NARROW, WIDE) * HIDDEN;
 constexpr int SLICES_AT = EVEN_REGION + ODD_REGION;
-// In front of the stages lie the parts that others send, later the input of keys and values, and the lines that these become; behind it,
-// later, their weights.
-constexpr int KV_LINE = KV_COLUMNS + 2, LINES_BYTES = 64 * KV_LINE * 4;
-constexpr int FRONT_BYTES = divide_up(larger(larger(128 * COLUMNS * 4, 64 * HIDDEN * 2), LINES_BYTES), 1024) * 1024;
-constexpr int SUMS_AT = larger(FRONT_BYTES + larger(STAGES * STAGE_BYTES, KV_COLUMNS * HIDDEN * 2), SLICES_AT + WARPS * 16 * LINE * 4);
+// In the stages' place, later, the tokens that become keys and values; behind the stages, as far as there is room, the weights of these.
+constexpr int KV_BYTES = KV_COLUMNS * HIDDEN * 2, KV_WEIGHTS_AT = larger(64 * HIDDEN * 2, smaller(STAGES * STAGE_BYTES, ROOM / 1024 * 1024 - KV_BYTES));
+constexpr int SUMS_AT = larger(larger(STAGES * STAGE_BYTES, KV_WEIGHTS_AT + KV_BYTES), SLICES_AT + WARPS * 16 * LINE * 4);
 constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 4 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE, "kernels/persistent.py");
 
@@ -97,6 +102,10 @@ DEVICE int placed(int row, int column, int width) { return (row / 16 * (width / 
 
 // The same for values, which are read along the keys: [keys / 32, HIDDEN, 32].
 DEVICE int placed_value(int key, int column) { return (key / 32 * HIDDEN + column) * 32 + key % 32; }
+
+// Of sixteen rows or columns that a product makes, where number `i` stands, so that a thread has four side by side: in a weight's rows, for the
+// columns of two products of eight, and among tokens, for the rows `group` and `group` + 8 of two lanes.
+DEVICE int side_by_side(int i) { return ((i >> 1 & 1) << 3) + (i >> 2 << 1) + (i & 1); }
 
 struct Place {
   int thread, warp, group, quad;  // group: lane / 4, a row or column of a fragment; quad: lane % 4, which eight of every 32 places
@@ -131,9 +140,9 @@ DEVICE void add_squares(float2& sum, uint4 chunk) {
   }
 }
 
-// Mean and 1 / deviation of `count` numbers, of their sum and that of their squares.
-DEVICE float2 mean_and_scale(float2 sum, int count) {
-  float mean = sum.x / count, variance = sum.y / count - mean * mean;
+// Mean and 1 / deviation of numbers, of their sum, that of their squares, and 1 / how many they are.
+DEVICE float2 mean_and_scale(float2 sum, float one) {
+  float mean = sum.x * one, variance = sum.y * one - mean * mean;
   // Not fmaxf, which would turn NaN into a number.
   return make_float2(mean, rsqrtf((variance < 0 ? 0 : variance) + EPS));
 }

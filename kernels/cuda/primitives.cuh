@@ -35,6 +35,13 @@ DEVICE float2 unpack(uint32_t pair) {
   return value;
 }
 
+// Of 8 x 8 elements over a warp, a pair of lane 4 r + c being row r and columns 2 c and 2 c + 1, the same of their transpose.
+DEVICE uint32_t transposed(uint32_t pair) {
+  uint32_t other;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(other) : "r"(pair));
+  return other;
+}
+
 // sums += a [16, 16] b [16, 8]; which lane holds what: PTX ISA, "Matrix Fragments for mma.m16n8k16".
 DEVICE void multiply_add(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                          uint32_t b1) {
@@ -55,22 +62,22 @@ DEVICE uint64_t matrix_descriptor(const unsigned char* rows) {
 
 // {multiply_warpgroup}
 
-// Begin sums [64, 8 TILES] += a [64, 64] b [8 TILES, 64] transposed, by four warps together, done after `multiplied`. Both lie in shared
+// Begin sums [64, 8 TILES] += a [64, 64] b [8 TILES, 64] transposed, or = if not `add`, by four warps together, done after `multiplied`. Both lie in shared
 // memory, 128 bytes a row, their 16-byte chunks swizzled by `staged` of projection.cuh; a warp's 16 rows of the result lie as those of
 // `multiply_add` do.
 template <int TILES>
-DEVICE void multiply_stage(float (&sums)[TILES][4], const unsigned char* a, const unsigned char* b) {
+DEVICE void multiply_stage(float (&sums)[TILES][4], const unsigned char* a, const unsigned char* b, bool add) {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
   uint64_t from_a = matrix_descriptor(a), from_b = matrix_descriptor(b);
 #pragma unroll
-  for (int k = 0; k < 4; k++) multiply_warpgroup(sums, from_a + k * 2, from_b + k * 2);
+  for (int k = 0; k < 4; k++) multiply_warpgroup(sums, from_a + k * 2, from_b + k * 2, k > 0 || add);
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
 // Wait for all but the last stage begun.
 DEVICE void multiplied_before() { asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); }
 
-// What was copied to shared memory becomes visible to `multiply_stage` and `copy_bulk`, once all threads have passed a barrier.
+// What was written to shared memory becomes visible to `multiply_stage` and `copy_bulk`, once all threads have passed a barrier.
 DEVICE void fence_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 DEVICE float reciprocal(float x) {
@@ -111,7 +118,7 @@ DEVICE void prefetch(const void* from, int bytes) {
 DEVICE uint32_t shared_address(const void* address) { return (uint32_t)__cvta_generic_to_shared(address); }
 
 DEVICE void begin_arrivals(uint64_t* arrival) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1; fence.mbarrier_init.release.cluster;" :: "r"(shared_address(arrival)) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(shared_address(arrival)) : "memory");
 }
 
 DEVICE void expect_bytes(uint64_t* arrival, int bytes) {
@@ -151,6 +158,10 @@ DEVICE uint2 load_pair(const void* from) {
   return v;
 }
 
+DEVICE uint4 as_words(float a, float b, float c, float d) {
+  return make_uint4(__float_as_uint(a), __float_as_uint(b), __float_as_uint(c), __float_as_uint(d));
+}
+
 DEVICE void publish_eight(void* to, uint4 words) {
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};"
                :: "l"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w) : "memory");
@@ -164,26 +175,15 @@ DEVICE unsigned long long counted(const unsigned long long* counter) {
   return count;
 }
 
-// The shared memory of the blocks of a cluster.
-typedef uint32_t Remote;
-
-DEVICE Remote remote(const void* own, int rank) {
-  Remote address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(own)), "r"(rank));
-  return address;
-}
-
-DEVICE void store_remote(Remote to, float4 v) {
-  asm volatile("st.relaxed.cluster.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};"
-               :: "r"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
-}
-
-// A barrier over the cluster, in two halves.
-DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-
 // What was computed from it is computed again rather than kept in registers.
 DEVICE void renew(int& value) { asm volatile("" : "+r"(value)); }
+
+// An address is computed once, not with each use.
+template <typename T>
+DEVICE T* settled(T* address) {
+  asm volatile("" : "+l"(address));
+  return address;
+}
 
 DEVICE void relax(int nanoseconds) { __nanosleep(nanoseconds); }
 

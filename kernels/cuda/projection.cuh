@@ -1,203 +1,241 @@
-// The context: both encoders' tokens projected, normalised and placed. The blocks of a cluster share the contracted axis.
+// The context: both encoders' tokens projected, normalised and placed.
 
 // Where a chunk of 16 bytes of a row of 128 lies, so that no two that are read together share a bank.
 DEVICE int swizzled_at(int row, int chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
 
 DEVICE void* staged(unsigned char* stage, int row, int chunk) { return stage + swizzled_at(row, chunk); }
 
-// A tile [128, COLUMNS] of x W, of which a block makes the part from `first` to `last` of the contracted axis.
-struct Projection {
-  const Element *x, *weight;
-  const float *sums, *table;
-  int dim, first, last;
-  int rows, tokens;  // from its first on, how many count, those beyond being zeros, and how many exist
-  int token, across, split, shift;  // of 1 << shift blocks that share the contracted axis, the block's place
-  DEVICE int splits() const { return 1 << shift; }
+// Statistics of a tile's rows are shared by the blocks that make its columns; eight threads take a row.
+constexpr int STATISTICS_ROWS = divide_up(128, ACROSS), STATISTICS_PASSES = divide_up(STATISTICS_ROWS, THREADS / 8);
+constexpr int LEAD = 3, CONTEXT_UNITS = HIDDEN / 16;
+
+// A tile [128 tokens, HIDDEN] of x W. All tiles together are one stream of steps of 64 places of the contracted axis, of which each team of
+// ACROSS blocks takes p.share, wherever tiles end: what a team makes of a tile is a part, number `team + index`.
+struct Tile {
+  bool vlm;
+  int index, row, tokens;  // among all tiles; its first token, and how many there are from there on, of its encoder
+  int first, last;         // steps of the stream
+  DEVICE Tile(const Parameters& p, int index) : index(index) {
+    int vlm_tiles = divide_up(p.vlm_tokens, 128), within = index < vlm_tiles ? index : index - vlm_tiles;
+    vlm = index < vlm_tiles;
+    row = within * 128, tokens = (vlm ? p.vlm_tokens : p.dino_tokens) - row;
+    first = vlm ? within * VLM_STEPS : vlm_tiles * VLM_STEPS + within * DINO_STEPS, last = first + (vlm ? VLM_STEPS : DINO_STEPS);
+  }
+  DEVICE static Tile of_step(const Parameters& p, int step) {
+    int vlm_tiles = divide_up(p.vlm_tokens, 128), beyond = step - vlm_tiles * VLM_STEPS;
+    return Tile(p, beyond < 0 ? step / VLM_STEPS : vlm_tiles + beyond / DINO_STEPS);
+  }
 };
 
-constexpr int ACROSS = HIDDEN / COLUMNS, LEAD = 3;
-// Tiles side by side share the statistics of their rows; eight threads take a row.
-constexpr int STATISTICS_ROWS = divide_up(128, ACROSS), STATISTICS_PASSES = divide_up(STATISTICS_ROWS, THREADS / 8);
-// What a warp makes of a tile: 16 rows as fragments of four columns.
-constexpr int WARP_PART = 16 * COLUMNS / 4;
+DEVICE int tiles_of(const Parameters& p) { return divide_up(p.vlm_tokens, 128) + divide_up(p.dino_tokens, 128); }
 
-// A round is what a cluster does at a time: CLUSTER >> shift tiles.
-DEVICE int rounds_of(int tokens, int shift) { return divide_up(ACROSS * divide_up(tokens, 128) << shift, CLUSTER); }
-
-DEVICE int projection_rounds(const Parameters& p) { return rounds_of(p.vlm_tokens, p.vlm_shift) + rounds_of(p.dino_tokens, p.dino_shift); }
-
-DEVICE Projection projection_of(const Parameters& p, int length, int round) {
-  int vlm_rounds = rounds_of(p.vlm_tokens, p.vlm_shift);
-  bool vlm = round < vlm_rounds;
-  int dim = vlm ? VLM_DIM : DINO_DIM, size = vlm ? p.vlm_split : p.dino_split, tokens = vlm ? p.vlm_tokens : p.dino_tokens;
-  int shift = vlm ? p.vlm_shift : p.dino_shift, rank = block_index() % CLUSTER, split = rank & ((1 << shift) - 1);
-  int tile = (vlm ? round : round - vlm_rounds) * (CLUSTER >> shift) + (rank >> shift), across = tile % ACROSS, row = tile / ACROSS * 128;
-  const Linear& linear = vlm ? p.vlm_projection : p.dino_projection;
-  int token = (vlm ? p.dino_tokens : 0) + row, column = across * COLUMNS;
-  return {(vlm ? p.vlm : p.dino) + (size_t)row * dim, linear.weight + (size_t)column * dim, linear.sums + column,
-          p.table + (size_t)token * HIDDEN + column, dim, split * size, min(dim, (split + 1) * size),
-          (vlm ? min(length, tokens) : tokens) - row, tokens - row, token, across, split, shift};
-}
-
-// Add what a stage [128, 64] says of the thread's rows.
-DEVICE void add_statistics(const Place& at, const Projection& tile, unsigned char* stage, float2 (&sums)[STATISTICS_PASSES]) {
-#pragma unroll
-  for (int pass = 0; pass < STATISTICS_PASSES; pass++) {
-    int row = min(tile.across * STATISTICS_ROWS + (at.thread >> 3) + pass * (THREADS / 8), 127);
-    add_squares(sums[pass], *(const uint4*)staged(stage, row, at.thread & 7));
-  }
-}
-
-// To statistics [splits, tokens] of sums and sums of squares, for whoever finishes these rows.
-DEVICE void publish_statistics(const Parameters& p, const Place& at, const Exchange& exchange, const Projection& tile,
-                               const float2 (&sums)[STATISTICS_PASSES]) {
-  float2* to = exchange.statistics + (size_t)tile.split * (p.vlm_tokens + p.dino_tokens) + tile.token;
-#pragma unroll
-  for (int pass = 0; pass < STATISTICS_PASSES; pass++) {
-    float2 sum = sums[pass];
-#pragma unroll
-    for (int mask = 1; mask < 8; mask *= 2) sum.x += warp_exchange(sum.x, mask), sum.y += warp_exchange(sum.y, mask);
-    int inside = (at.thread >> 3) + pass * (THREADS / 8), row = tile.across * STATISTICS_ROWS + inside;
-    if ((at.thread & 7) == 0 && inside < STATISTICS_ROWS && row < min(tile.tokens, 128))
-      publish_four(to + row, uint2{__float_as_uint(sum.x), __float_as_uint(sum.y)});
-  }
-}
-
-// What a thread copies of every stage: rows 32 apart of x, then of the weights. Of every 16 columns these are placed so that a thread's four,
-// of two products of eight, lie side by side.
-struct StageCopies {
+// What a thread copies of every step: rows 32 apart of x, and its chunks of the weights, which lie in memory as they do here: [ACROSS, steps,
+// COLUMNS, 64].
+struct StepCopies {
   const Element *x, *weight;
-  int dim, rows, count, x_at, weight_at;
-  DEVICE StageCopies(const Place& at, const Projection& tile) {
-    int row = at.thread >> 3, chunk = at.thread & 7, in = row & 15;
-    x = tile.x + (size_t)row * tile.dim + tile.first + chunk * 8, weight = tile.weight + (size_t)row * tile.dim + tile.first + chunk * 8;
-    dim = tile.dim, rows = tile.rows - row, count = tile.last - tile.first - chunk * 8;
-    x_at = swizzled_at(row, chunk), weight_at = swizzled_at(128 + row - in + ((in >> 1 & 1) << 3) + (in >> 2 << 1) + (in & 1), chunk);
+  int dim, rows, places, last;  // of what is left of a tile
+  DEVICE void begin(const Parameters& p, const Place& at, int across, int step) {
+    Tile tile = Tile::of_step(p, step);
+    int row = at.thread >> 3, chunk = at.thread & 7, inside = step - tile.first;
+    dim = tile.vlm ? VLM_DIM : DINO_DIM, rows = tile.tokens - row, places = dim - inside * 64 - chunk * 8, last = tile.last;
+    x = (tile.vlm ? p.vlm : p.dino) + (size_t)(tile.row + row) * dim + inside * 64 + chunk * 8;
+    weight = (tile.vlm ? p.vlm_weights : p.dino_weights) + (across * (tile.vlm ? VLM_STEPS : DINO_STEPS) + inside) * COLUMNS * 64 + at.thread * 8;
   }
-  DEVICE void load(unsigned char* stage, int step) const {
-    bool valid = step * 64 < count;
+  DEVICE void load(const Place& at, unsigned char* stage) {
+    unsigned char* to = stage + swizzled_at(at.thread >> 3, at.thread & 7);
 #pragma unroll
-    for (int i = 0; i < 4; i++) copy_async(stage + x_at + i * 4096, x + (size_t)i * 32 * dim + step * 64, valid && i * 32 < rows);
+    for (int i = 0; i < 4; i++) copy_async(to + i * 4096, x + i * 32 * dim, places > 0 && i * 32 < rows);
+    to = stage + 128 * 128 + at.thread * 16;
 #pragma unroll
     for (int i = 0; i < divide_up(COLUMNS, 32); i++)
-      if ((i + 1) * 32 <= COLUMNS || thread_index() < (COLUMNS - i * 32) * 8)
-        copy_async(stage + weight_at + i * 4096, weight + (size_t)i * 32 * dim + step * 64, valid);
+      if ((i + 1) * 32 <= COLUMNS || at.thread < COLUMNS % 32 * 8) copy_async(to + i * 4096, weight + i * 2048, true);
+    x += 64, weight += COLUMNS * 64, places -= 64;
   }
 };
 
-// The block's part of a tile, sent to the blocks of the cluster that finish its rows: parts [splits, 8 / splits warps, WARP_PART].
-DEVICE void project(const Parameters& p, const Place& at, unsigned char* shared, const Exchange& exchange, const Projection& tile) {
-  auto stage_of = [&](int step) { return shared + FRONT_BYTES + step % STAGES * STAGE_BYTES; };
-  float sums[COLUMNS / 8][4] = {};
-  float2 statistics[STATISTICS_PASSES] = {};
-  StageCopies copies(at, tile);
-#pragma unroll 1
-  for (int step = -LEAD; tile.first + step * 64 < tile.last; step++) {
-    if (step >= 0) {
-      copy_wait<LEAD - 1>();
-      fence_copies();
-      block_sync();
-    }
-    if (tile.first + (step + LEAD) * 64 < tile.last) copies.load(stage_of(step + LEAD), step + LEAD);
-    copy_commit();
-    if (step < 0) continue;
-    unsigned char* stage = stage_of(step);
-    multiply_stage(sums, stage + at.warp / 4 * 64 * 128, stage + 128 * 128);
-    add_statistics(at, tile, stage, statistics);
-    multiplied_before();
-  }
-  multiplied(sums);
-  copy_wait<0>();
-  publish_statistics(p, at, exchange, tile, statistics);
-  // All of the cluster are there, and have read what was sent before.
-  cluster_wait();
-  int each = WARPS >> tile.shift, slot = tile.split * each + (at.warp & (each - 1));
-  Remote to = remote(shared + (slot * WARP_PART + (at.thread & 31)) * 16, block_index() % CLUSTER - tile.split + (at.warp << tile.shift >> 3));
-#pragma unroll
-  for (int i = 0; i < COLUMNS / 8; i += 2) {
-    store_remote(to + i * 512, make_float4(sums[i][0], sums[i][1], sums[i + 1][0], sums[i + 1][1]));
-    store_remote(to + i * 512 + 512, make_float4(sums[i][2], sums[i][3], sums[i + 1][2], sums[i + 1][3]));
-  }
-}
+struct Context {
+  const Parameters& p;
+  const Place& at;
+  unsigned char* shared;
+  const Exchange& exchange;
 
-// Means and 1 / deviations of the rows that the block finishes, while their parts are on their way.
-DEVICE void await_statistics(const Parameters& p, const Place& at, unsigned char* shared, const Exchange& exchange, const Projection& tile) {
-  if (at.thread >= 128) return;
-  int inside = at.thread >> tile.shift, split = at.thread & (tile.splits() - 1), row = tile.split * (128 >> tile.shift) + inside;
-  const float2* from = exchange.statistics + (size_t)split * (p.vlm_tokens + p.dino_tokens) + tile.token + row;
-  uint2 words = {0, 0};
-  await(0, [&] {
-    if (row < tile.tokens) words = load_pair(from);
-    return max(words.x, words.y);
-  });
-  float2 sum = {__uint_as_float(words.x), __uint_as_float(words.y)};
+  // The block's parts of its tiles, published. `meanwhile` is done while the first copies are on their way, `next` once all are.
+  template <typename Meanwhile, typename Next>
+  DEVICE void project(Meanwhile meanwhile, Next next) const {
+    int all = Tile(p, tiles_of(p)).first, team = block_index() / ACROSS, across = block_index() % ACROSS;
+    int first = min(team * p.share, all), last = team < TEAMS ? min(first + p.share, all) : first;
+    StepCopies copies;
+    copies.last = first;
+    auto load = [&](int step) {
+      if (step < last) {
+        if (step == copies.last) copies.begin(p, at, across, step);
+        copies.load(at, stage(step - first));
+      }
+      if (step == last) next();
+      copy_commit();
+    };
 #pragma unroll 1
-  for (int mask = 1; mask < tile.splits(); mask *= 2) sum.x += warp_exchange(sum.x, mask), sum.y += warp_exchange(sum.y, mask);
-  if (split == 0) ((float2*)(shared + SUMS_AT))[inside] = mean_and_scale(sum, tile.dim);
-}
-
-// The parts of 128 / splits rows added, once `wait` is over: context [tokens, HIDDEN]. A thread has four columns of four rows at a time.
-template <typename Wait>
-DEVICE void finish_rows(const Parameters& p, const Place& at, unsigned char* shared, const Exchange& exchange, const Projection& tile, Wait wait) {
-  constexpr int EACH = 4;
-  int items = (WARPS >> tile.shift) * WARP_PART, first_row = tile.split * (128 >> tile.shift);
-  bool first_time = true;
+    for (int i = 0; i < LEAD; i++) load(first + i);
+    meanwhile();
 #pragma unroll 1
-  for (int first = at.thread; first_time || first < items; first += EACH * THREADS) {
-    float4 sums[EACH], places[EACH], value[EACH] = {};
-    int rows[EACH], columns[EACH];
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      int item = first + i * THREADS, in = item % WARP_PART;
-      rows[i] = item < items ? item / WARP_PART * 16 + in / 32 % 2 * 8 + in % 32 / 4 : -1, columns[i] = in / 64 * 16 + in % 4 * 4;
-      int row = first_row + rows[i];
-      if (row >= tile.tokens) rows[i] = -1;
-      if (rows[i] < 0) continue;
-      sums[i] = *(const float4*)(tile.sums + columns[i]), places[i] = *(const float4*)(tile.table + (size_t)row * HIDDEN + columns[i]);
+    for (int step = first; step < last;) {
+      Tile tile = Tile::of_step(p, step);
+      float sums[COLUMNS / 8][4];
+      float2 statistics[STATISTICS_PASSES] = {};
+      int start = step, end = min(tile.last, last);
+#pragma unroll 1
+      for (; step < end; step++) {
+        copy_wait<LEAD - 1>();
+        fence_copies();
+        block_sync();
+        load(step + LEAD);
+        multiply_stage(sums, stage(step - first) + at.warp / 4 * 64 * 128, stage(step - first) + 128 * 128, step > start);
+        add_statistics(across, stage(step - first), statistics);
+        multiplied_before();
+      }
+      multiplied(sums);
+      publish_part(team + tile.index, across, tile.tokens, sums);
+      publish_statistics(team + tile.index, across, statistics);
     }
-    if (first_time) wait();
-    first_time = false;
+    copy_wait<0>();
+  }
+
+  DEVICE unsigned char* stage(int turn) const { return shared + turn % STAGES * STAGE_BYTES; }
+
+  // Add what a stage [128, 64] says of the thread's rows.
+  DEVICE void add_statistics(int across, unsigned char* stage, float2 (&sums)[STATISTICS_PASSES]) const {
+#pragma unroll
+    for (int pass = 0; pass < STATISTICS_PASSES; pass++) {
+      int row = min(across * STATISTICS_ROWS + (at.thread >> 3) + pass * (THREADS / 8), 127);
+      add_squares(sums[pass], *(const uint4*)staged(stage, row, at.thread & 7));
+    }
+  }
+
+  // Of rows r and r + 8 side by side, for whoever finishes them.
+  DEVICE void publish_statistics(int number, int across, const float2 (&sums)[STATISTICS_PASSES]) const {
+    float2* to = (float2*)(exchange.statistics + number * 64);
+#pragma unroll
+    for (int pass = 0; pass < STATISTICS_PASSES; pass++) {
+      float2 sum = sums[pass];
+#pragma unroll
+      for (int mask = 1; mask < 8; mask *= 2) sum.x += warp_exchange(sum.x, mask), sum.y += warp_exchange(sum.y, mask);
+      int inside = (at.thread >> 3) + pass * (THREADS / 8), row = across * STATISTICS_ROWS + inside;
+      if ((at.thread & 7) == 0 && inside < STATISTICS_ROWS && row < 128)
+        publish_four(to + row / 16 * 16 + row % 8 * 2 + row / 8 % 2, uint2{__float_as_uint(sum.x), __float_as_uint(sum.y)});
+    }
+  }
+
+  // Eight sums of a thread, columns 4 quad to 4 quad + 3 of rows `group` and `group` + 8, of 16 rows and as many columns.
+  DEVICE uint4* part_of(int number, int slab, int unit) const {
+    return exchange.parts + (((number * 8 + slab) * CONTEXT_UNITS + unit) * 32 + (at.thread & 31)) * PART_WORDS;
+  }
+
+  DEVICE void publish_part(int number, int across, int tokens, const float (&sums)[COLUMNS / 8][4]) const {
+    if (at.warp * 16 >= tokens) return;
+#pragma unroll
+    for (int unit = 0; unit < COLUMNS / 16; unit++) {
+      const float (&a)[4] = sums[unit * 2], (&b)[4] = sums[unit * 2 + 1];
+      uint4* to = part_of(number, at.warp, across * (COLUMNS / 16) + unit);
+#ifdef HALF
+      publish_eight(to, as_words(a[0], a[1], b[0], b[1]));
+      publish_eight(to + 1, as_words(a[2], a[3], b[2], b[3]));
+#else
+      publish_eight(to, make_uint4(pack(a[0], a[1]), pack(b[0], b[1]), pack(a[2], a[3]), pack(b[2], b[3])));
+#endif
+    }
+  }
+
+  // Parts added, 16 tokens and 32 columns a warp: context [tokens, HIDDEN].
+  DEVICE void finish(int length) const {
+    constexpr int TASKS = 8 * CONTEXT_UNITS / 2;
 #pragma unroll 1
-    for (int split = 0; split < tile.splits(); split++)
+    for (int task = at.warp * GRID + block_index(); task < tiles_of(p) * TASKS; task += GRID * WARPS) {
+      Tile tile(p, task / TASKS);
+      int slab = task % TASKS / (CONTEXT_UNITS / 2);
+      if (slab * 16 < tile.tokens) finish_units(tile, slab, task % (CONTEXT_UNITS / 2) * 2, length);
+    }
+  }
+
+  // Which team makes a step.
+  DEVICE int team_of(int step) const { return (int)((step + 0.5f) * p.share_inverse); }
+
+  DEVICE void finish_units(const Tile& tile, int slab, int unit, int length) const {
+    constexpr int EACH = 8;
+    int from = team_of(tile.first), count = team_of(tile.last - 1) - from + 1;
+    int column = unit * 16 + at.quad * 4, inside = slab * 16 + at.group, token = (tile.vlm ? p.dino_tokens : 0) + tile.row + inside;
+    const uint4* all_rows = settled(exchange.statistics + (from + tile.index) * 64 + slab * 8 + at.group);
+    const uint4* all_parts = settled(part_of(from + tile.index, slab, unit));
+    const float* places_from = settled(p.table + (size_t)token * HIDDEN + column);
+    float4 weight_sums[2], places[4] = {};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (i < 2) weight_sums[i] = *(const float4*)((tile.vlm ? p.vlm_sums : p.dino_sums) + column + i * 16);
+      if (inside + i / 2 * 8 < tile.tokens) places[i] = *(const float4*)(places_from + i / 2 * 8 * HIDDEN + i % 2 * 16);
+    }
+    float value[2][8] = {};
+    float2 statistics[2] = {};
+#pragma unroll 1
+    for (int first = 0; first < count; first += EACH) {
+      uint4 rows[EACH], parts[2][EACH][PART_WORDS];
+      // Those too many are asked for again, and not added.
+      auto number = [&](int i) { return min(first + i, count - 1); };
+      await(REST, [&] {
+        uint32_t largest = 0;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) rows[i] = load_fresh(all_rows + number(i) * 64);
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+#pragma unroll
+          for (int word = 0; word < 2 * PART_WORDS; word++)
+            parts[word / PART_WORDS][i][word % PART_WORDS] =
+                load_fresh(all_parts + number(i) * (8 * CONTEXT_UNITS * 32 * PART_WORDS) + word / PART_WORDS * 32 * PART_WORDS + word % PART_WORDS);
+#pragma unroll
+        for (int i = 0; i < EACH; i++) largest = max(largest, largest_word(rows[i]));
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+#pragma unroll
+          for (int word = 0; word < 2 * PART_WORDS; word++) largest = max(largest, largest_word(parts[word / PART_WORDS][i][word % PART_WORDS]));
+        return largest;
+      });
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
-        if (rows[i] < 0) continue;
-        float4 part = *(const float4*)(shared + (split * items + first + i * THREADS) * 16);
-        value[i].x += part.x, value[i].y += part.y, value[i].z += part.z, value[i].w += part.w;
+        if (first + i >= count) break;
+        add_part(value[0], parts[0][i]);
+        add_part(value[1], parts[1][i]);
+        statistics[0].x += __uint_as_float(rows[i].x), statistics[0].y += __uint_as_float(rows[i].y);
+        statistics[1].x += __uint_as_float(rows[i].z), statistics[1].y += __uint_as_float(rows[i].w);
       }
+    }
+    float one = tile.vlm ? 1.0f / VLM_DIM : 1.0f / DINO_DIM;
+    float2 row[2] = {mean_and_scale(statistics[0], one), mean_and_scale(statistics[1], one)};
+    Element* to = settled(exchange.context + (size_t)token * HIDDEN + column);
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      if (rows[i] < 0) continue;
-      float2 statistics = ((const float2*)(shared + SUMS_AT))[rows[i]];
-      auto finished = [&](float x, float sum, float place) { return statistics.y * (x - statistics.x * sum) + place; };
-      uint2 words = {pack(finished(value[i].x, sums[i].x, places[i].x), finished(value[i].y, sums[i].y, places[i].y)),
-                     pack(finished(value[i].z, sums[i].z, places[i].z), finished(value[i].w, sums[i].w, places[i].w))};
-      int token = tile.token + first_row + rows[i];
-      publish_four(exchange.context + (size_t)token * HIDDEN + tile.across * COLUMNS + columns[i], words);
+    for (int i = 0; i < 4; i++) {
+      int half = i / 2, across = i % 2 * 16;
+      if (inside + half * 8 >= tile.tokens) break;
+      const float* x = value[i % 2] + half * 4;
+      float4 sum = weight_sums[i % 2], place = places[i];
+      auto finished = [&](float x, float sum, float place) { return row[half].y * (x - row[half].x * sum) + place; };
+      uint2 words = {pack(finished(x[0], sum.x, place.x), finished(x[1], sum.y, place.y)), pack(finished(x[2], sum.z, place.z), finished(x[3], sum.w, place.w))};
+      // What lies behind the true length may be anything.
+      if (tile.vlm && tile.row + inside + half * 8 >= length) words = {0, 0};
+      publish_four(to + half * 8 * HIDDEN + across, words);
     }
   }
-}
 
-// All that this block makes of the context, which has arrived at its cluster's barrier; `meanwhile` is done while the last parts are on their way.
-template <typename Meanwhile>
-DEVICE void make_context(const Parameters& p, const Place& at, unsigned char* shared, const Exchange& exchange, int length, Meanwhile meanwhile) {
-  int rounds = projection_rounds(p), first = block_index() / CLUSTER;
-  if (first >= rounds) cluster_wait(), meanwhile();
-#pragma unroll 1
-  for (int round = first; round < rounds; round += CLUSTERS) {
-    Projection tile = projection_of(p, length, round);
-    bool exists = tile.tokens > 0, last = round + CLUSTERS >= rounds;
-    if (exists) project(p, at, shared, exchange, tile);
-    else cluster_wait();
-    cluster_arrive();
-    fence_copies();
-    block_sync();
-    if (last) meanwhile();
-    if (exists) await_statistics(p, at, shared, exchange, tile);
-    auto wait = [] { block_sync(), cluster_wait(); };
-    if (exists) finish_rows(p, at, shared, exchange, tile, wait);
-    else wait();
-    // The next parts may come.
-    if (!last) cluster_arrive();
+  DEVICE static void add_part(float (&sums)[8], const uint4 (&part)[PART_WORDS]) {
+#pragma unroll
+    for (int word = 0; word < PART_WORDS; word++) {
+      const uint32_t words[4] = {part[word].x, part[word].y, part[word].z, part[word].w};
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+#ifdef HALF
+        sums[word * 4 + i] += __uint_as_float(words[i]);
+#else
+        float2 pair = unpack(words[i]);
+        sums[i * 2] += pair.x, sums[i * 2 + 1] += pair.y;
+#endif
+      }
+    }
   }
-}
+};

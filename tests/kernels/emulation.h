@@ -40,16 +40,8 @@ struct Lane { uint32_t words[6]; float value; };
 
 struct Warp { Meeting meeting; Lane lanes[32]; };
 
-struct Block;
-
-struct Cluster {
-  Meeting meeting;
-  std::vector<Block*> blocks;
-};
-
 struct Block {
   int index;
-  Cluster* cluster;
   Meeting meeting;
   Warp warps[8];
   std::unique_ptr<unsigned char[]> shared;
@@ -61,7 +53,6 @@ struct Fiber {
   ucontext_t context;
   std::vector<unsigned char> stack;
   bool done = false;
-  int cluster_round;
 };
 
 inline Fiber* current;
@@ -113,17 +104,13 @@ inline uint32_t narrow(float x) {
 // More turns of every thread than any launch here needs.
 constexpr int PATIENCE = 20000;
 
-// Runs `body` in all threads of `blocks` blocks of 256, in clusters; false if they wait for something that never comes.
+// Runs `body` in all threads of `blocks` blocks of 256; false if they wait for something that never comes.
 inline bool launch(int blocks, size_t shared_bytes, void (*body)()) {
   std::vector<std::unique_ptr<Block>> all;
-  std::vector<std::unique_ptr<Cluster>> clusters;
   std::vector<std::unique_ptr<Fiber>> fibers;
   for (int index = 0; index < blocks; index++) {
     all.push_back(std::make_unique<Block>());
     all.back()->index = index;
-    if (index % CLUSTER == 0) clusters.push_back(std::make_unique<Cluster>());
-    all.back()->cluster = clusters.back().get();
-    clusters.back()->blocks.push_back(all.back().get());
     all.back()->shared.reset(new unsigned char[shared_bytes]);
     // What was not written must not look like anything useful.
     std::memset(all.back()->shared.get(), 0xff, shared_bytes);
@@ -205,8 +192,18 @@ inline void multiply_add(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2
   meet(warp().meeting, 32);
 }
 
+inline uint32_t transposed(uint32_t pair) {
+  using namespace emulation;
+  lane(own()).words[0] = pair;
+  meet(warp().meeting, 32);
+  uint32_t both = 0;
+  for (int i = 0; i < 2; i++) both |= (lane((own() % 4 * 2 + i) * 4 + own() / 8).words[0] >> own() / 4 % 2 * 16 & 0xffff) << i * 16;
+  meet(warp().meeting, 32);
+  return both;
+}
+
 template <int TILES>
-inline void multiply_stage(float (&sums)[TILES][4], const unsigned char* a, const unsigned char* b) {
+inline void multiply_stage(float (&sums)[TILES][4], const unsigned char* a, const unsigned char* b, bool add) {
   using namespace emulation;
   auto at = [](const unsigned char* rows, int row, int k) {
     uint32_t word;
@@ -216,7 +213,7 @@ inline void multiply_stage(float (&sums)[TILES][4], const unsigned char* a, cons
   int row = current->thread / 32 % 4 * 16 + own() / 4, column = own() % 4 * 2;
   for (int tile = 0; tile < TILES; tile++)
     for (int i = 0; i < 4; i++)
-      for (int k = 0; k < 64; k++) sums[tile][i] += at(a, row + i / 2 * 8, k) * at(b, column + tile * 8 + i % 2, k);
+      for (int k = 0; k < 64; k++) sums[tile][i] = (k || add ? sums[tile][i] : 0) + at(a, row + i / 2 * 8, k) * at(b, column + tile * 8 + i % 2, k);
 }
 template <int TILES> void multiplied(float (&)[TILES][4]) {}
 inline void multiplied_before() {}
@@ -258,27 +255,12 @@ inline uint4 load_fresh(const void* from) { uint4 v; std::memcpy(&v, from, 16); 
 inline void publish(void* to, uint32_t word) { std::memcpy(to, &word, 4); }
 inline void publish_four(void* to, uint2 words) { std::memcpy(to, &words, 8); }
 inline uint2 load_pair(const void* from) { uint2 v; std::memcpy(&v, from, 8); return v; }
+inline uint4 as_words(float a, float b, float c, float d) { return {__float_as_uint(a), __float_as_uint(b), __float_as_uint(c), __float_as_uint(d)}; }
 inline void publish_eight(void* to, uint4 words) { std::memcpy(to, &words, 16); }
 inline void count(unsigned long long* counter) { ++*counter; }
 inline unsigned long long counted(const unsigned long long* counter) { return *counter; }
 
-typedef unsigned char* Remote;
-inline Remote remote(const void* own, int rank) {
-  using namespace emulation;
-  Block* block = current->block;
-  return block->cluster->blocks[rank]->shared.get() + ((const unsigned char*)own - block->shared.get());
-}
-inline void store_remote(Remote to, float4 v) { std::memcpy(to, &v, 16); }
-inline void cluster_arrive() {
-  using namespace emulation;
-  Cluster* cluster = current->block->cluster;
-  current->cluster_round = cluster->meeting.round;
-  if (++cluster->meeting.waiting == 256 * cluster->blocks.size()) cluster->meeting.waiting = 0, cluster->meeting.round++;
-}
-inline void cluster_wait() {
-  using namespace emulation;
-  while (current->block->cluster->meeting.round == current->cluster_round) yield();
-}
 inline void renew(int&) {}
+template <typename T> T* settled(T* address) { return address; }
 inline void relax(int) { emulation::yield(); }
 inline void stamp(unsigned long long*, int) {}
