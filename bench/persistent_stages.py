@@ -23,7 +23,7 @@ __all__ = ["main", "stage_names", "stage_times"]
 _LAUNCHES = 50
 _DTYPE = torch.bfloat16
 _CONTEXT = {1: "encoders' projections", 3: "context", 4: "keys and values"}
-_KINDS = ("qkv", "self-attention", "self out", "query", "cross-attention", "cross out", "up", "down")
+_KINDS = ("qkv", "self-attention", "self sum", "query", "cross-attention", "cross sum", "up", "down sum")
 
 
 class _StampedShape(PersistentShape):

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
-__all__ = ["biases_and_sums", "fragments", "placed", "swizzled"]
+__all__ = ["biases_and_sums", "fragments", "placed", "sliced_fragments", "swizzled"]
 
 
 def fragments(weight: Tensor) -> Tensor:
     """A weight [N, K] as the chain reads it, [N / 8, K / 32, 32, 8]: by unit of rows, block of columns and lane."""
     units, blocks = weight.shape[0] // 8, weight.shape[1] // 32
     return weight.reshape(units, 8, blocks, 4, 8).transpose(1, 2).reshape(units, blocks, 32, 8).contiguous()
+
+
+def sliced_fragments(weight: Tensor, slices: int) -> Tensor:
+    """A weight [N, K] as blocks read it that hold a slice of its input each, [slices, places / 16, N / 8, 32, 4].
+
+    Units of 8 columns are dealt out as those of a product to its blocks; zeros fill up shorter slices.
+    """
+    n, units = weight.shape[0], weight.shape[1] // 8
+    bounds = [8 * (i * units // slices) for i in range(slices + 1)]
+    places = -(-max(last - first for first, last in pairwise(bounds)) // 16) * 16
+    parts = [
+        torch.nn.functional.pad(weight[:, first:last], (0, places - (last - first)))
+        for first, last in pairwise(bounds)
+    ]
+    lanes = torch.stack(parts).reshape(slices, n // 8, 8, places // 16, 4, 4).permute(0, 3, 1, 2, 4, 5)
+    return lanes.reshape(slices, places // 16, n // 8, 32, 4)
 
 
 def swizzled(weight: Tensor, columns: int) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from foresight.kernels.arrangement import biases_and_sums, fragments, placed, swizzled
+from foresight.kernels.arrangement import biases_and_sums, fragments, placed, sliced_fragments, swizzled
 
 __all__ = [
     "CLUSTER",
@@ -34,7 +34,6 @@ __all__ = [
 _FOLDER = Path(__file__).parent / "cuda"
 _SOURCES = ("layout.cuh", "projection.cuh", "keys_values.cuh", "attention.cuh", "chain.cuh", "adapter.cu")
 _TILE = 128
-_WIDEST = 3072
 CLUSTER = 8
 # Floats that a warp leaves of a row.
 _LINE = 88
@@ -120,9 +119,6 @@ class PersistentShape:
             return f"{self.num_queries} queries: at most 256"
         if self.groups < self.num_heads or not self._fits_a_block():
             return f"{self.num_queries} queries of {self.hidden_dim}: too much for {self.blocks} blocks"
-        # A thread holds its part of two rows in registers.
-        if self.ff_dim > _WIDEST:
-            return f"feed-forward of {self.ff_dim}: at most {_WIDEST}"
         if self.shared_bytes > shared_memory:
             return f"{self.shared_bytes} bytes of shared memory: the device has {shared_memory} a block"
         return None
@@ -163,9 +159,9 @@ class PersistentShape:
     @cached_property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
-        h, widest = self.hidden_dim, max(self.hidden_dim, self.ff_dim)
-        narrow, wide = self._units(h), max(map(self._units, self._wide_widths))
-        chain = 16 * (max(narrow * widest, wide * h) + max(narrow, wide) * h) + 8 * 16 * _LINE * 4
+        h, wide = self.hidden_dim, max(map(self._units, self._wide_widths))
+        kept = max(64, _divide_up(self._units(self.ff_dim), 2) * 16)
+        chain = 2 * 2 * max(8 * wide, kept) * h + 8 * 16 * _LINE * 4 + 16 * (kept | 16) * 2
         stages = _STAGES * (_TILE + self.columns) * 128
         return max(self._front_bytes + max(stages, self.key_value_columns * h * 2), chain) + 1024 + 4 * 8
 
@@ -185,8 +181,11 @@ class PersistentShape:
     @cached_property
     def exchange_elements(self) -> int:
         """Elements of one of the two sets of buffers through which blocks exchange results."""
-        wide = (8 + self.splits) * self.hidden_dim + self.ff_dim + 8 * self.num_heads
-        return self.num_layers * (self.rows * wide + _divide_up(self.rows, 32) * 32 * self.hidden_dim)
+        h, heads = self.hidden_dim, self.num_heads
+        to_query = self.rows * (4 + heads) * h + _divide_up(self.rows, 32) * 32 * h
+        rest = self.rows * ((2 + self.splits * heads + self.groups) * h + 8 * heads)
+        # The first layer's query is a constant.
+        return self.num_layers * (to_query + rest) - to_query
 
     def _units(self, width: int) -> int:
         return _divide_up(width // 8, self.groups) if self.groups else width
@@ -303,13 +302,14 @@ class _LinearStruct(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias", "sums")]
 
 
-def _products(weights: Weights) -> Iterator[_Linear]:
-    """The chain's products, in their order."""
+def _products(weights: Weights, shape: PersistentShape) -> Iterator[tuple[_Linear, int]]:
+    """The chain's products, in their order, and of how many slices of the input blocks make parts; 0: none."""
+    heads = shape.num_heads
     for layer in weights.layers:
         if layer.queries is not None:
-            yield from (layer.queries.qkv, layer.queries.out, layer.queries.query)
-        yield from (layer.cross_out, layer.up, layer.down)
-    yield weights.out
+            yield from ((layer.queries.qkv, 0), (layer.queries.out, heads), (layer.queries.query, 0))
+        yield from ((layer.cross_out, heads), (layer.up, 0), (layer.down, shape.groups))
+    yield weights.out, 0
 
 
 class PersistentParameters:
@@ -324,11 +324,16 @@ class PersistentParameters:
         query[: shape.num_queries] = weights.query[0]
         self.query = placed(query)
         self._key_values = swizzled(weights.keys_values.weight, shape.key_value_columns)
-        products = list(_products(weights))
-        self._weights = torch.cat([fragments(linear.weight).flatten() for linear in products])
+        products = list(_products(weights, shape))
+        arranged = (
+            sliced_fragments(linear.weight, slices) if slices else fragments(linear.weight)
+            for linear, slices in products
+        )
+        self._weights = torch.cat([weight.flatten() for weight in arranged])
         parts = [1] * (len(products) - 1) + [shape.out_passes]
         columns = (
-            biases_and_sums(linear.bias, linear.sums, n) for linear, n in zip(products, parts, strict=True)
+            biases_and_sums(linear.bias, linear.sums, n)
+            for (linear, _), n in zip(products, parts, strict=True)
         )
         self._columns = torch.cat(list(columns))
 

@@ -1,8 +1,12 @@
 // Attention of a block's rows in one head, as a step of the chain.
 
-// Merge what `warps` warps found of their blocks of keys, rows `group` and `group` + 8 of each: largest score, sum and mixture. Writes as `attend`.
-DEVICE void merge_warps(const Place& at, unsigned char* shared, int first_column, int warps, const float (&largest)[2], float (&total)[2],
-                        const float (&mixed)[8][4], Element* output, float* logs) {
+// What a block keeps, [16, KEPT_LINE], for `scatter`.
+DEVICE Element* kept_of(unsigned char* shared, int row, int column) { return (Element*)(shared + KEPT_AT) + row * KEPT_LINE + column; }
+
+// Merge what `warps` warps found of their blocks of keys, rows `group` and `group` + 8 of each: largest score, sum and mixture. Keeps and writes
+// as `attend`.
+DEVICE void merge_warps(const Place& at, unsigned char* shared, int warps, const float (&largest)[2], float (&total)[2], const float (&mixed)[8][4],
+                        float* logs) {
   // Where the product before this may still be read.
   block_sync();
   constexpr int STRIDE = 72;
@@ -31,21 +35,18 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int first_column
     merged[0] += share * x.x, merged[1] += share * x.y, merged[2] += share * y.x, merged[3] += share * y.y;
   }
   float scale = sum == 0 ? 0 : reciprocal(sum);
-  Element* to = output + placed(at.rows + row, first_column + column, HIDDEN);
-  publish_four(to, uint2{pack(merged[0] * scale, merged[1] * scale), pack(merged[2] * scale, merged[3] * scale)});
+  *(uint2*)kept_of(shared, row, column) = uint2{pack(merged[0] * scale, merged[1] * scale), pack(merged[2] * scale, merged[3] * scale)};
   if (logs && (at.thread & 15) == 0) {
     float log = sum == 0 ? EMPTY : peak + logarithm_of_two(sum);
     publish(logs + (at.rows + row) * HEADS * 4, log != log ? 0x7fffffffu : __float_as_uint(log));
   }
-  // What follows writes where this reads.
-  block_sync();
 }
 
 // Attention of the block's rows in the head of HEAD columns from `column` on, over blocks of 32 keys, a warp a block at a time. Queries and,
-// `key_column` columns further on, keys are `width` wide, `limit` of these; `count` keys take part. Writes [ROWS, HIDDEN] and, unless null,
+// `key_column` columns further on, keys are `width` wide, `limit` of these; `count` keys take part. Keeps [16, HEAD] and writes, unless null,
 // logs [ROWS, HEADS, 4].
 DEVICE void attend(const Place& at, unsigned char* shared, int column, const Element* query, const Element* keys, int width, int key_column,
-                   const Element* values, int first, int last, int count, int limit, Element* output, float* logs) {
+                   const Element* values, int first, int last, int count, int limit, float* logs) {
   float largest[2] = {EMPTY, EMPTY}, total[2] = {0, 0}, mixed[8][4] = {};
   uint4 q[2][2], k[4][2], v[8];
   auto load_keys = [&](int block) {
@@ -131,51 +132,20 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
       multiply_add(mixed[tile], weights[2][0], weights[2][1], weights[3][0], weights[3][1], v[tile].z, v[tile].w);
     }
   }
-  merge_warps(at, shared, column, min(WARPS, max(last - first, 1)), largest, total, mixed, output, logs);
+  merge_warps(at, shared, min(WARPS, max(last - first, 1)), largest, total, mixed, logs);
 }
 
-// Eight places of a row of an attention, of its parts over the context and their logs.
-DEVICE uint4 merge(const uint4 (&parts)[SPLITS], uint4 log) {
+// The share of a part of an attention over the context, of the logs of all parts' sums.
+DEVICE float share_of(uint4 log, int split) {
   const uint32_t logs[4] = {log.x, log.y, log.z, log.w};
-  float largest = EMPTY, total = 0, share[SPLITS];
+  float largest = EMPTY, total = 0, own = 0;
 #pragma unroll
   for (int s = 0; s < SPLITS; s++) largest = fmaxf(largest, __uint_as_float(logs[s]));
 #pragma unroll
-  for (int s = 0; s < SPLITS; s++) total += share[s] = power_of_two(__uint_as_float(logs[s]) - largest);
-  float scale = reciprocal(total);
-  uint32_t merged[4];
-#pragma unroll
-  for (int word = 0; word < 4; word++) {
-    float x = 0, y = 0;
-#pragma unroll
-    for (int s = 0; s < SPLITS; s++) {
-      const uint32_t pairs[4] = {parts[s].x, parts[s].y, parts[s].z, parts[s].w};
-      float2 pair = unpack(pairs[word]);
-      x += share[s] * pair.x;
-      y += share[s] * pair.y;
-    }
-    merged[word] = pack(x * scale, y * scale);
+  for (int s = 0; s < SPLITS; s++) {
+    float share = power_of_two(__uint_as_float(logs[s]) - largest);
+    total += share;
+    if (s == split) own = share;
   }
-  return make_uint4(merged[0], merged[1], merged[2], merged[3]);
-}
-
-// Of the parts [SPLITS, ROWS, HIDDEN] of a head, with logs of their sums [ROWS, HEADS, 4], the blocks that made them merge every SPLITS-th
-// eight columns each, so that those who need the result do not all read all parts.
-DEVICE void merge_parts(const Place& at, int split, int head, const Element* parts, const uint32_t* logs, Element* merged) {
-  int row = at.rows + (at.thread >> 3), chunk = at.thread & 7, place = placed(row, head * HEAD + chunk * 8, HIDDEN);
-  // Whole warps, which wait together.
-  if (at.thread >= 16 * 8) return;
-  uint4 part[SPLITS], log;
-  await(0, [&] {
-    log = load_fresh(logs + (row * HEADS + head) * 4);
-    uint32_t largest = largest_log(log);
-#pragma unroll
-    for (int s = 0; s < SPLITS; s++) {
-      part[s] = load_fresh(parts + s * ROWS * HIDDEN + place);
-      largest = max(largest, largest_word(part[s]));
-    }
-    return chunk % SPLITS == split ? largest : 0;
-  });
-  uint4 sum = merge(part, log);
-  if (chunk % SPLITS == split) publish_eight(merged + place, sum);
+  return own * reciprocal(total);
 }

@@ -1,19 +1,20 @@
 // The chain of products and attentions on the queries.
 
 __host__ __device__ constexpr int width_of(int kind) { return kind == QKV ? 3 * HIDDEN : kind == UP ? FF : kind == KINDS ? OUT / OUT_PASSES : HIDDEN; }
-__host__ __device__ constexpr int dim_of(int kind) { return kind == DOWN ? FF : HIDDEN; }
-__host__ __device__ constexpr bool is_product(int kind) { return kind != SELF_ATTEND && kind != CROSS_ATTEND; }
-__host__ __device__ constexpr bool has_norm(int kind) { return kind == QKV || kind == QUERY_OUT || kind == UP || kind == KINDS; }
+// Whose blocks read all of their input and make some columns; the weights of a sum are cut along its input.
+__host__ __device__ constexpr bool is_product(int kind) { return kind == QKV || kind == QUERY_OUT || kind == UP || kind == KINDS; }
+__host__ __device__ constexpr bool is_attention(int kind) { return kind == SELF_ATTEND || kind == CROSS_ATTEND; }
 
-// Where a layer's product begins among all weights, and among biases and sums of columns; those of the first layer begin with CROSS_OUT.
+// Where a layer's step begins among all weights, and among biases and sums of columns; those of the first layer begin with CROSS_OUT.
 __host__ __device__ constexpr int weight_offset(int kind) {
   int offset = 0;
-  for (int before = 0; before < kind; before++) offset += is_product(before) ? width_of(before) * dim_of(before) : 0;
+  for (int before = 0; before < kind; before++)
+    offset += is_attention(before) ? 0 : (before == DOWN ? GROUPS * KEPT_FF : width_of(before)) * HIDDEN;
   return offset;
 }
 __host__ __device__ constexpr int column_offset(int kind) {
   int offset = 0;
-  for (int before = 0; before < kind; before++) offset += is_product(before) ? 2 * width_of(before) : 0;
+  for (int before = 0; before < kind; before++) offset += is_attention(before) ? 0 : 2 * width_of(before);
   return offset;
 }
 
@@ -28,16 +29,8 @@ DEVICE const float* columns_of(const Parameters& p, int layer) {
   return p.columns + layer * column_offset(KINDS) + (column_offset(KIND % KINDS) - column_offset(CROSS_OUT));
 }
 
-// Where among a layer's buffers a product finds its input, the layer's before for QKV and the output, and leaves what it makes.
-__host__ __device__ constexpr int input_of(int kind) {
-  return kind == SELF_OUT ? MIXED : kind == CROSS_OUT ? ATTENDED : kind == QUERY_OUT ? AFTER_SELF : kind == UP ? AFTER_CROSS
-         : kind == DOWN ? RAISED : AFTER_FF - LAYER_EXCHANGE;
-}
-
-__host__ __device__ constexpr int output_of(int kind) {
-  return kind == QKV ? QUERY_KEYS : kind == SELF_OUT ? AFTER_SELF : kind == QUERY_OUT ? QUERY : kind == CROSS_OUT ? AFTER_CROSS
-         : kind == UP ? RAISED : AFTER_FF;
-}
+// Where among a layer's buffers a product finds its input, the layer's before for QKV and the output.
+__host__ __device__ constexpr int input_of(int kind) { return kind == QUERY_OUT ? AFTER_SELF : kind == UP ? AFTER_CROSS : AFTER_FF - LAYER_EXCHANGE; }
 
 // The block's units of 8 columns.
 template <int WIDTH>
@@ -46,28 +39,16 @@ struct Units {
   DEVICE Units(const Place& at) : first(at.share * (WIDTH / 8) / GROUPS), last((at.share + 1) * (WIDTH / 8) / GROUPS) {}
 };
 
-// A product's weight lies as its fragments do: [units of 8 rows, blocks of 32 columns, lanes, 8], see fragments() in persistent.py. A block's
-// units are one piece of it, for which all warps ask, so that none is late for the next step. Bytes may come before they are expected.
-template <int WIDTH, int DIM>
-DEVICE void fetch_weights(const Place& at, const Element* weight, unsigned char* region, uint64_t* arrival) {
-  if (at.thread & 31) return;
-  Units<WIDTH> units(at);
-  if (at.warp == 0) expect_bytes(arrival, (units.last - units.first) * DIM * 16);
-#pragma unroll
-  for (int unit = at.warp; unit < block_units(WIDTH); unit += WARPS)
-    if (unit < units.last - units.first) copy_bulk(region + unit * DIM * 16, weight + (units.first + unit) * DIM * 8, DIM * 16, arrival);
-}
-
-// The block's 16 rows of x [ROWS, DIM] as fragments, once they are written; a warp has every eighth 32 places of the contracted axis.
+// The block's 16 rows of x [ROWS, HIDDEN] as fragments, once they are written; a warp has every eighth 32 places of the contracted axis.
 // `meanwhile` is done while the first answer is on its way.
-template <int DIM, int BLOCKS, typename Meanwhile>
+template <int BLOCKS, typename Meanwhile>
 DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2], Meanwhile meanwhile) {
-  const Element* from = x + at.rows * DIM + at.warp * 512 + (at.thread & 31) * 8;
+  const Element* from = x + at.rows * HIDDEN + at.warp * 512 + (at.thread & 31) * 8;
   bool first_time = true;
   await(REST, [&] {
 #pragma unroll
     for (int i = 0; i < BLOCKS; i++)
-      if (at.warp + i * WARPS < DIM / 32)
+      if (at.warp + i * WARPS < HIDDEN / 32)
 #pragma unroll
         for (int half = 0; half < 2; half++) a[i][half] = load_fresh(from + half * 256 + i * WARPS * 512);
     if (first_time) meanwhile();
@@ -101,13 +82,13 @@ DEVICE float2 row_statistics(const float2* sums, int row) {
 
 // A warp's part of all units of columns, over its slice of the contracted axis. A block may have a unit less, whose place in the region
 // then holds anything and whose result nobody reads; a place too many of the axis meets zeros. Neither needs a branch.
-template <int DIM, int UNITS, int BLOCKS>
+template <int UNITS, int BLOCKS>
 DEVICE void multiply_rows(const Place& at, const uint4 (&a)[BLOCKS][2], const unsigned char* region, float (&result)[UNITS][4]) {
 #pragma unroll
   for (int i = 0; i < BLOCKS; i++) {
-    const uint4* weights = (const uint4*)region + min(at.warp + i * WARPS, DIM / 32 - 1) * 32 + (at.thread & 31);
+    const uint4* weights = (const uint4*)region + min(at.warp + i * WARPS, HIDDEN / 32 - 1) * 32 + (at.thread & 31);
 #pragma unroll
-    for (int unit = 0; unit < UNITS; unit++) multiply_32(result[unit], a[i], weights[unit * DIM]);
+    for (int unit = 0; unit < UNITS; unit++) multiply_32(result[unit], a[i], weights[unit * HIDDEN]);
   }
 }
 
@@ -137,7 +118,7 @@ struct Clearing {
   DEVICE Clearing(const Exchange& other) {
     next = (uint4*)other.chain + block_index() * THREADS + thread_index();
     end = (uint4*)other.end;
-    each = divide_up((int)(end - (uint4*)other.chain), GRID * THREADS * PRODUCTS);
+    each = divide_up((int)(end - (uint4*)other.chain), GRID * THREADS * WAITS);
   }
   DEVICE void advance() {
     for (int i = 0; i < each && next < end; i++, next += GRID * THREADS) *next = make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN);
@@ -153,28 +134,37 @@ struct Chain {
   unsigned char* shared;
   const Exchange& exchange;
   Clearing clearing;
-  float2 residual;  // of this thread's columns, where a product has one
-  int turn;         // of products; its parity says which region of weights is meant
+  float2 residual;  // of this thread's columns of sums
+  int turn;         // of weights; its parity says which region of them is meant
 
-  DEVICE unsigned char* region(int turn) const { return shared + (turn & 1) * EVEN_REGION; }
+  DEVICE unsigned char* region(int turn) const { return shared + (turn & 1) * REGION; }
   DEVICE uint64_t* arrival(int turn) const { return (uint64_t*)(shared + ARRIVALS_AT) + (turn & 1); }
+  DEVICE void wait_for_weights() const { wait_for_bytes(arrival(turn), turn >> 1 & 1); }
+  DEVICE Element* buffers(int layer) const { return exchange.chain + (layer * LAYER_EXCHANGE - CROSS_PARTS); }
+  DEVICE float* slices() const { return (float*)(shared + SLICES_AT); }
 
-  template <int KIND>
-  DEVICE void fetch(int layer, int turn, int part = 0) {
-    const Element* weight = weights_of<KIND>(p, layer) + part * width_of(KIND) * dim_of(KIND);
-    fetch_weights<width_of(KIND), dim_of(KIND)>(at, weight, region(turn), arrival(turn));
+  // Blocks that have a part of a sum.
+  DEVICE int sources_of(int sum) const { return sum == SELF_OUT ? HEADS : sum == CROSS_OUT ? HEADS * SPLITS : GROUPS; }
+  DEVICE Element* parts_of(int layer, int sum) const {
+    return buffers(layer) + (sum == SELF_OUT ? SELF_PARTS : sum == CROSS_OUT ? CROSS_PARTS : FF_PARTS);
   }
 
-  // Ask for the next product's weights, in the place of those of the product before.
+  // Ask for the block's weights of a step in one piece, in the place of those two turns before. Of a product that is most units that a block
+  // has, see fragments() in arrangement.py; of a sum the block's slice, see sliced_fragments(), or nothing.
   template <int KIND>
-  DEVICE void fetch_next(int layer, bool self) {
-    if (KIND == QKV) fetch<SELF_OUT>(layer, turn + 1);
-    if (KIND == QUERY_OUT) fetch<CROSS_OUT>(layer, turn + 1);
-    if (KIND == CROSS_OUT && self) fetch<QUERY_OUT>(layer, turn + 1);
-    if (KIND == CROSS_OUT && !self) fetch<UP>(layer, turn + 1);
-    if (KIND == UP) fetch<DOWN>(layer, turn + 1);
-    if (KIND == DOWN && layer + 1 < LAYERS) fetch<QKV>(layer + 1, turn + 1);
-    if (KIND == DOWN && layer + 1 == LAYERS) fetch<KINDS>(LAYERS, turn + 1);
+  DEVICE void fetch(int layer, int turn, int part = 0) const {
+    if (at.thread > 0) return;
+    const Element* from = weights_of<KIND>(p, layer) + part * width_of(KIND) * HIDDEN;
+    int size = 8 * block_units(width_of(KIND)) * HIDDEN;
+    if (is_product(KIND)) {
+      from += Units<width_of(KIND)>(at).first * 8 * HIDDEN;
+    } else {
+      size = (KIND == DOWN ? KEPT_FF : HEAD) * HIDDEN;
+      from += (KIND == DOWN ? at.share : at.share % HEADS) * size;
+      if (at.share >= sources_of(KIND)) size = 0;
+    }
+    expect_bytes(arrival(turn), size * 2);
+    if (size > 0) copy_bulk(region(turn), from, size * 2, arrival(turn));
   }
 
   DEVICE void load_residual() {
@@ -184,49 +174,52 @@ struct Chain {
     if (row < QUERIES && column < units.last * 8) residual = *(const float2*)(p.hidden_states + row * HIDDEN + column);
   }
 
-  // A product, with the norm before it and GELU or the residual after it. It writes the next step's input: for QKV queries and keys
-  // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; behind the last layer all parts of the output, one after the other.
-  // SELF_OUT goes by the code of CROSS_OUT, with `self`.
+  // A product, with the norm before it and GELU after it. It writes the next step's input: for QKV queries and keys [ROWS, 2 HIDDEN] and values
+  // [HIDDEN, ROWS], else [ROWS, width]; behind the last layer all parts of the output, one after the other. What UP makes is kept.
   template <int KIND>
-  DEVICE void product(int layer, bool self = false) {
-    constexpr int DIM = dim_of(KIND), WIDTH = width_of(KIND), BLOCKS = divide_up(DIM / 32, WARPS), UNITS = block_units(WIDTH), PASSES = divide_up(UNITS, 4);
-    constexpr bool NORM = has_norm(KIND);
-    Element* own = exchange.chain + layer * LAYER_EXCHANGE;
+  DEVICE void product(int layer) {
+    constexpr int WIDTH = width_of(KIND), BLOCKS = divide_up(HIDDEN / 32, WARPS), UNITS = block_units(WIDTH), PASSES = divide_up(UNITS, 4);
     Units<WIDTH> units(at);
-    float* parts = (float*)(shared + SLICES_AT);
     float2* row_sums = (float2*)(shared + SUMS_AT);
     uint4 a[BLOCKS][2] = {};
     float2 bias[PASSES], column_sums[PASSES];
-    load_columns<WIDTH, NORM>(self ? columns_of<SELF_OUT>(p, layer) : columns_of<KIND>(p, layer), units, bias, column_sums);
+    load_columns<true>(columns_of<KIND>(p, layer), units, bias, column_sums);
     // Weights are mostly there before the input.
-    wait_for_bytes(arrival(turn), turn >> 1 & 1);
-    take<DIM>(at, own + (self ? input_of(SELF_OUT) : input_of(KIND)), a, [&] { fetch_next<KIND>(layer, self), clearing.advance(); });
-    stamp(p.stamps, 6 + 2 * (layer * KINDS + (self ? SELF_OUT : KIND % KINDS)));
-    if (NORM) {
-      float2 sums[2];
-      sum_rows(a, sums);
-      if (at.quad < 2) row_sums[at.warp * 16 + at.group + at.quad * 8] = at.quad ? sums[1] : sums[0];
-    }
+    wait_for_weights();
+    take(at, buffers(layer) + input_of(KIND), a, [&] { clearing.advance(); });
+    stamp(p.stamps, 6 + 2 * (layer * KINDS + KIND % KINDS));
+    float2 sums[2];
+    sum_rows(a, sums);
+    if (at.quad < 2) row_sums[at.warp * 16 + at.group + at.quad * 8] = at.quad ? sums[1] : sums[0];
 #pragma unroll 1
     for (int part = 0; part < (KIND == KINDS ? OUT_PASSES : 1); part++) {
-      if (part > 0) load_columns<WIDTH, NORM>(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
-      if (part > 0) wait_for_bytes(arrival(turn), turn >> 1 & 1);
-      if (KIND == KINDS && part + 1 < OUT_PASSES) fetch<KIND>(layer, turn + 1, part + 1);
+      if (part > 0) load_columns<true>(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
+      if (part > 0) wait_for_weights();
       float result[UNITS][4] = {};
-      multiply_rows<DIM>(at, a, region(turn), result);
+      multiply_rows(at, a, region(turn), result);
       // What the step before this has left there was read by all.
       block_sync();
-      float2 statistics = NORM ? row_statistics(row_sums, at.thread >> 4) : make_float2(0, 1);
-      keep_rows(at, result, parts);
+      if (KIND == KINDS && part + 2 < OUT_PASSES) fetch<KIND>(layer, turn + 2, part + 2);
+      float2 statistics = row_statistics(row_sums, at.thread >> 4);
+      keep_rows(at, result, slices());
       block_sync();
-      finish_columns<KIND>(part, own + (self ? output_of(SELF_OUT) : output_of(KIND)), units, statistics, bias, column_sums, parts);
+      float2 value[PASSES];
+      add_slices(value);
+#pragma unroll
+      for (int pass = 0; pass < PASSES; pass++) {
+        value[pass].x = statistics.y * (value[pass].x - statistics.x * column_sums[pass].x) + bias[pass].x;
+        value[pass].y = statistics.y * (value[pass].y - statistics.x * column_sums[pass].y) + bias[pass].y;
+        if (KIND == UP) value[pass] = make_float2(gelu(value[pass].x), gelu(value[pass].y));
+      }
+#pragma unroll
+      for (int pass = 0; pass < PASSES; pass++) write_columns<KIND>(layer, part, units, pass * 32 + (at.thread & 15) * 2, value[pass]);
       turn++;
-      stamp(p.stamps, 7 + 2 * (layer * KINDS + (self ? SELF_OUT : KIND % KINDS) + part));
+      stamp(p.stamps, 7 + 2 * (layer * KINDS + KIND % KINDS + part));
     }
   }
 
   // What is added to this thread's columns, two in every 32, and what the norm takes from them.
-  template <int WIDTH, bool NORM, int PASSES>
+  template <bool NORM, int WIDTH, int PASSES>
   DEVICE void load_columns(const float* columns, const Units<WIDTH>& units, float2 (&bias)[PASSES], float2 (&sums)[PASSES]) {
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
@@ -239,41 +232,34 @@ struct Chain {
     }
   }
 
-  // Add the warps' parts of two in every 32 columns of a row, sixteen threads a row, and write what becomes of them. Columns beyond the
-  // block's are computed from anything and dropped, so that all are under way at once.
-  template <int KIND, int PASSES>
-  DEVICE void finish_columns(int part, Element* output, const Units<width_of(KIND)>& units, float2 statistics, const float2 (&bias)[PASSES],
-                             const float2 (&column_sums)[PASSES], const float* parts) {
-    const float* from = parts + (at.thread >> 4) * LINE + (at.thread & 15) * 2;
-    float2 value[PASSES];
+  // Add the warps' parts of two in every 32 columns of a row, sixteen threads a row. Columns beyond the block's are computed from anything and
+  // dropped, so that all are under way at once.
+  template <int PASSES>
+  DEVICE void add_slices(float2 (&value)[PASSES]) {
+    const float* from = slices() + (at.thread >> 4) * LINE + (at.thread & 15) * 2;
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
-      float2 sum = {0, 0};
+      value[pass] = make_float2(0, 0);
 #pragma unroll
       for (int slice = 0; slice < WARPS; slice++) {
         float2 more = *(const float2*)(from + slice * 16 * LINE + pass * 32);
-        sum.x += more.x;
-        sum.y += more.y;
+        value[pass].x += more.x;
+        value[pass].y += more.y;
       }
-      value[pass].x = statistics.y * (sum.x - statistics.x * column_sums[pass].x) + bias[pass].x;
-      value[pass].y = statistics.y * (sum.y - statistics.x * column_sums[pass].y) + bias[pass].y;
-      if (KIND == UP) value[pass] = make_float2(gelu(value[pass].x), gelu(value[pass].y));
     }
-    // What ends in HIDDEN columns and has no norm has a residual, of one pass.
-    if (KIND == CROSS_OUT || KIND == DOWN) {
-      residual = make_float2(residual.x + value[0].x, residual.y + value[0].y);
-      value[0] = residual;
-    }
-#pragma unroll
-    for (int pass = 0; pass < PASSES; pass++) write_columns<KIND>(part, output, units, pass * 32 + (at.thread & 15) * 2, value[pass]);
   }
 
   // Write two columns of a row, the first of them `inside` the block's.
   template <int KIND>
-  DEVICE void write_columns(int part, Element* output, const Units<width_of(KIND)>& units, int inside, float2 value) {
+  DEVICE void write_columns(int layer, int part, const Units<width_of(KIND)>& units, int inside, float2 value) {
     constexpr int WIDTH = width_of(KIND);
     int row = at.rows + (at.thread >> 4), column = units.first * 8 + inside;
     uint32_t pair = pack(value.x, value.y);
+    if (KIND == UP) {
+      if (inside < KEPT_FF) *(uint32_t*)kept_of(shared, at.thread >> 4, inside) = column < units.last * 8 ? pair : 0;
+      return;
+    }
+    Element* output = buffers(layer) + (KIND == QKV ? QUERY_KEYS : QUERY);
     Element* to = output + placed(row, column, KIND == QKV ? 2 * HIDDEN : WIDTH);
     if (KIND == KINDS) to = p.output + part * WIDTH + row * OUT + column;
     if (KIND == QKV) {
@@ -290,35 +276,131 @@ struct Chain {
 
   // A layer's attention among the queries, or over the context.
   DEVICE void attend_in(int layer, bool self) {
-    Element* own = exchange.chain + layer * LAYER_EXCHANGE;
+    Element* own = buffers(layer);
     int head = at.share % HEADS, split = at.share / HEADS, total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
-    int blocks = self ? KEY_BLOCKS : padded / 32, splits = self ? 1 : SPLITS, each = divide_up(blocks, splits);
-    if (split >= splits) return;
+    int blocks = self ? KEY_BLOCKS : padded / 32, each = divide_up(blocks, self ? 1 : SPLITS);
     const Element *query = self ? own + QUERY_KEYS : layer ? own + QUERY : p.query;
     const Element *keys = self ? query : exchange.keys + layer * padded * HIDDEN, *values = self ? own + VALUES : exchange.values + layer * padded * HIDDEN;
     attend(at, shared, head * HEAD, query, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, values, split * each, min(blocks, (split + 1) * each),
-           self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded,
-           own + (self ? MIXED : PARTS + split * ROWS * HIDDEN), self ? nullptr : (float*)(own + LOGS) + head * 4 + split);
-    if (!self) merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
+           self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded, self ? nullptr : (float*)(own + LOGS) + head * 4 + split);
     stamp(p.stamps, 7 + 2 * (layer * KINDS + (self ? SELF_ATTEND : CROSS_ATTEND)));
   }
 
-  DEVICE void run() {
-    // Half a layer at a time, so that both halves share the code of an attention: what does not fit the instruction cache is slow.
-#pragma unroll 1
-    for (int half = 1; half < 2 * LAYERS; half++) {
-      int layer = half / 2;
-      bool self = half % 2 == 0;
-      renew(at.share), renew(at.thread);
-      if (self) product<QKV>(layer);
-      attend_in(layer, self);
-      product<CROSS_OUT>(layer, self);
-      if (self) {
-        product<QUERY_OUT>(layer);
-      } else {
-        product<UP>(layer);
-        product<DOWN>(layer);
+  // The block's part of a sum: what it keeps times its rows of the weight, a warp some columns. Written as [row tiles, units, sources, 16, 8],
+  // where 8 rows of a unit are one line of 128 bytes.
+  DEVICE void scatter(int layer, int sum) {
+    constexpr int EACH = HIDDEN / 8 / WARPS;
+    int blocks = sum == DOWN ? KEPT_FF / 16 : HEAD / 16, sources = sources_of(sum);
+    const uint2* weights = (const uint2*)region(turn) + at.warp * EACH * 32 + (at.thread & 31);
+    float result[EACH][4] = {};
+#pragma unroll
+    for (int block = 0; block < KEPT / 16; block++) {
+      if (block >= min(KEPT_FF, HEAD) / 16 && block >= blocks) continue;
+      uint2 low = *(const uint2*)kept_of(shared, at.group, block * 16 + at.quad * 4), high = *(const uint2*)kept_of(shared, at.group + 8, block * 16 + at.quad * 4);
+#pragma unroll
+      for (int unit = 0; unit < EACH; unit++) {
+        uint2 b = weights[(block * (HIDDEN / 8) + unit) * 32];
+        multiply_add(result[unit], low.x, high.x, low.y, high.y, b.x, b.y);
       }
+    }
+    Element* to = parts_of(layer, sum) + ((at.rows / 16 * (HIDDEN / 8) + at.warp * EACH) * sources + at.share) * 128 + (at.thread & 31) * 2;
+#pragma unroll
+    for (int unit = 0; unit < EACH; unit++) {
+      publish(to + unit * sources * 128, pack(result[unit][0], result[unit][1]));
+      publish(to + unit * sources * 128 + 64, pack(result[unit][2], result[unit][3]));
+    }
+  }
+
+  // A sum of all sources' parts, those over the context weighed by their shares, with bias and residual: the block's columns of [ROWS, HIDDEN].
+  // A warp takes every eighth source, half of its lanes every second unit.
+  DEVICE void reduce(int layer, int sum) {
+    constexpr int EACH = divide_up(GROUPS, WARPS), PAIRS = divide_up(NARROW, 2);
+    Units<HIDDEN> units(at);
+    int lane = at.thread & 31, row = lane & 15, unit = units.first + (lane >> 4), sources = sources_of(sum);
+    const Element* from = parts_of(layer, sum) + ((at.rows / 16 * (HIDDEN / 8) + unit) * sources + at.warp) * 128 + row * 8;
+    const float* logs = (const float*)(buffers(layer) + LOGS) + (at.rows + row) * HEADS * 4;
+    uint4 part[EACH][PAIRS] = {}, log[EACH] = {};
+    float2 bias[1], none[1], value[1];
+    load_columns<false>(sum == SELF_OUT ? columns_of<SELF_OUT>(p, layer) : sum == CROSS_OUT ? columns_of<CROSS_OUT>(p, layer) : columns_of<DOWN>(p, layer),
+                        units, bias, none);
+    bool first_time = true;
+    await(REST, [&] {
+#pragma unroll
+      for (int i = 0; i < EACH; i++) {
+        int source = at.warp + i * WARPS;
+        if (source >= sources) continue;
+#pragma unroll
+        for (int pair = 0; pair < PAIRS; pair++)
+          if (unit + pair * 2 < units.last) part[i][pair] = load_fresh(from + (pair * 2 * sources + i * WARPS) * 128);
+        if (sum == CROSS_OUT) log[i] = load_fresh(logs + source % HEADS * 4);
+      }
+      if (first_time) clearing.advance();
+      first_time = false;
+      uint32_t largest = 0;
+#pragma unroll
+      for (int i = 0; i < EACH; i++) {
+        largest = max(largest, largest_log(log[i]));
+#pragma unroll
+        for (int pair = 0; pair < PAIRS; pair++) largest = max(largest, largest_word(part[i][pair]));
+      }
+      return largest;
+    });
+    stamp(p.stamps, 6 + 2 * (layer * KINDS + sum));
+    float sums[PAIRS][8] = {};
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      float share = sum == CROSS_OUT ? share_of(log[i], (at.warp + i * WARPS) / HEADS) : 1;
+#pragma unroll
+      for (int pair = 0; pair < PAIRS; pair++) {
+        const uint32_t words[4] = {part[i][pair].x, part[i][pair].y, part[i][pair].z, part[i][pair].w};
+#pragma unroll
+        for (int word = 0; word < 4; word++) {
+          float2 x = unpack(words[word]);
+          sums[pair][word * 2] += share * x.x;
+          sums[pair][word * 2 + 1] += share * x.y;
+        }
+      }
+    }
+    float* own = slices() + (at.warp * 16 + row) * LINE + (lane >> 4) * 8;
+#pragma unroll
+    for (int pair = 0; pair < PAIRS; pair++)
+#pragma unroll
+      for (int half = 0; half < 8; half += 4)
+        *(float4*)(own + pair * 16 + half) = make_float4(sums[pair][half], sums[pair][half + 1], sums[pair][half + 2], sums[pair][half + 3]);
+    block_sync();
+    add_slices(value);
+    residual = make_float2(residual.x + value[0].x + bias[0].x, residual.y + value[0].y + bias[0].y);
+    int column = units.first * 8 + (at.thread & 15) * 2;
+    Element* output = buffers(layer) + (sum == SELF_OUT ? AFTER_SELF : sum == CROSS_OUT ? AFTER_CROSS : AFTER_FF);
+    if (column < units.last * 8) publish(output + placed(at.rows + (at.thread >> 4), column, HIDDEN), pack(residual.x, residual.y));
+    stamp(p.stamps, 7 + 2 * (layer * KINDS + sum));
+  }
+
+  DEVICE void run() {
+    // A sum at a time, so that all share its code, and both attentions theirs: what does not fit the instruction cache is slow.
+#pragma unroll 1
+    for (int step = 1; step < 3 * LAYERS; step++) {
+      int layer = step / 3, sum = step % 3 == 0 ? SELF_OUT : step % 3 == 1 ? CROSS_OUT : DOWN;
+      renew(at.share), renew(at.thread);
+      if (sum == SELF_OUT) product<QKV>(layer);
+      if (sum == CROSS_OUT && layer > 0) product<QUERY_OUT>(layer);
+      if (sum == DOWN) product<UP>(layer);
+      bool has_part = at.share < sources_of(sum);
+      if (has_part && sum != DOWN) attend_in(layer, sum == SELF_OUT);
+      if (has_part) wait_for_weights();
+      // What is kept is there, and what the warps left has been read.
+      block_sync();
+      if (has_part) scatter(layer, sum);
+      turn++;
+      if (sum == SELF_OUT) fetch<QUERY_OUT>(layer, turn);
+      else if (sum == CROSS_OUT) fetch<UP>(layer, turn);
+      else if (layer + 1 < LAYERS) fetch<QKV>(layer + 1, turn);
+      else fetch<KINDS>(LAYERS, turn);
+      reduce(layer, sum);
+      if (sum == SELF_OUT) fetch<CROSS_OUT>(layer, turn + 1);
+      else if (sum == CROSS_OUT) fetch<DOWN>(layer, turn + 1);
+      else if (layer + 1 < LAYERS) fetch<SELF_OUT>(layer + 1, turn + 1);
+      else if (OUT_PASSES > 1) fetch<KINDS>(LAYERS, turn + 1, 1);
     }
     product<KINDS>(LAYERS);
   }

@@ -18,9 +18,10 @@ constexpr int THREADS = 256, WARPS = 8, HEAD = 64, CLUSTERS = GRID / CLUSTER;
 constexpr int ROW_TILES = (QUERIES + 15) / 16, ROWS = 16 * ROW_TILES, GROUPS = GRID / ROW_TILES;
 // Parts of the context among which an attention is split.
 constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
-// The steps of a layer; the first layer starts at CROSS_ATTEND. Behind the last layer come the parts of the output.
+// The steps of a layer; the first layer starts at CROSS_ATTEND. Behind the last layer come the parts of the output. What an attention mixes,
+// and what UP makes, stays in its block, which multiplies it by its rows of the weight that follows; SELF_OUT, CROSS_OUT and DOWN add that up.
 enum Kind { QKV, SELF_ATTEND, SELF_OUT, QUERY_OUT, CROSS_ATTEND, CROSS_OUT, UP, DOWN, KINDS };
-constexpr int PRODUCTS = 3 + 6 * (LAYERS - 1) + 1;  // with an input of their own
+constexpr int WAITS = 3 + 6 * (LAYERS - 1) + 1;  // of products and sums, for their input
 constexpr uint32_t UNWRITTEN = 0xffffffffu;
 constexpr int REST = 100;  // nanoseconds between two looks at a step's input
 constexpr float EPS = 1e-5f, EMPTY = -1e30f, SCORE_SCALE = 1.4426950408889634f / 8;
@@ -49,13 +50,13 @@ struct Parameters {
   int vlm_tokens, dino_tokens, vlm_split, vlm_shift, dino_split, dino_shift;
 };
 
-// Elements of a layer's exchange buffers.
+// Elements of a layer's exchange buffers; those of the first layer begin with CROSS_PARTS.
 constexpr int KEY_BLOCKS = (ROWS + 31) / 32;
-constexpr int QUERY_KEYS = 0, VALUES = QUERY_KEYS + 2 * ROWS * HIDDEN, MIXED = VALUES + 32 * KEY_BLOCKS * HIDDEN;
-constexpr int AFTER_SELF = MIXED + ROWS * HIDDEN, QUERY = AFTER_SELF + ROWS * HIDDEN, PARTS = QUERY + ROWS * HIDDEN;
-constexpr int ATTENDED = PARTS + SPLITS * ROWS * HIDDEN, AFTER_CROSS = ATTENDED + ROWS * HIDDEN, RAISED = AFTER_CROSS + ROWS * HIDDEN;
-constexpr int AFTER_FF = RAISED + ROWS * FF, LOGS = AFTER_FF + ROWS * HIDDEN;
-constexpr int LAYER_EXCHANGE = LOGS + 2 * 4 * ROWS * HEADS, EXCHANGE = LAYERS * LAYER_EXCHANGE;
+constexpr int QUERY_KEYS = 0, VALUES = QUERY_KEYS + 2 * ROWS * HIDDEN, SELF_PARTS = VALUES + 32 * KEY_BLOCKS * HIDDEN;
+constexpr int AFTER_SELF = SELF_PARTS + HEADS * ROWS * HIDDEN, QUERY = AFTER_SELF + ROWS * HIDDEN, CROSS_PARTS = QUERY + ROWS * HIDDEN;
+constexpr int LOGS = CROSS_PARTS + SPLITS * HEADS * ROWS * HIDDEN, AFTER_CROSS = LOGS + 2 * 4 * ROWS * HEADS, FF_PARTS = AFTER_CROSS + ROWS * HIDDEN;
+constexpr int AFTER_FF = FF_PARTS + GROUPS * ROWS * HIDDEN, LAYER_EXCHANGE = AFTER_FF + ROWS * HIDDEN;
+constexpr int EXCHANGE = LAYERS * LAYER_EXCHANGE - CROSS_PARTS;
 
 // One of the two sets of buffers: [EXCHANGE] for the chain, the context [tokens, HIDDEN], keys and values [LAYERS, padded * HIDDEN],
 // statistics [CLUSTER, tokens].
@@ -79,16 +80,19 @@ constexpr int NARROW = block_units(HIDDEN), WIDE = larger(larger(block_units(3 *
 constexpr int LINE = 88;
 static_assert(NARROW <= 4 && WIDE * 8 <= LINE, "columns of a block");
 
+// What a block keeps of 16 rows: columns of a head, or of the feed-forward in whole fragments. Lines of an odd multiple of 16 places share no
+// banks where they are read.
+constexpr int KEPT_FF = divide_up(block_units(FF), 2) * 16, KEPT = larger(HEAD, KEPT_FF), KEPT_LINE = KEPT | 16;
+
 // Shared memory: the pipeline of the context's products; later the weights of two products of the chain, and what its eight warps made of
-// their slices of the contracted axis; what they found of each row.
+// their slices of the contracted axis; what the block keeps; what they found of each row.
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
-constexpr int EVEN_REGION = 16 * larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), ODD_REGION = 16 * larger(NARROW, WIDE) * HIDDEN;
-constexpr int SLICES_AT = EVEN_REGION + ODD_REGION;
+constexpr int REGION = 2 * larger(8 * WIDE, KEPT) * HIDDEN, SLICES_AT = 2 * REGION, KEPT_AT = SLICES_AT + WARPS * 16 * LINE * 4;
 // In front of the stages lie the parts that others send, later the input of keys and values, and the lines that these become; behind it,
 // later, their weights.
 constexpr int KV_LINE = KV_COLUMNS + 2, LINES_BYTES = 64 * KV_LINE * 4;
 constexpr int FRONT_BYTES = divide_up(larger(larger(128 * COLUMNS * 4, 64 * HIDDEN * 2), LINES_BYTES), 1024) * 1024;
-constexpr int SUMS_AT = larger(FRONT_BYTES + larger(STAGES * STAGE_BYTES, KV_COLUMNS * HIDDEN * 2), SLICES_AT + WARPS * 16 * LINE * 4);
+constexpr int SUMS_AT = larger(FRONT_BYTES + larger(STAGES * STAGE_BYTES, KV_COLUMNS * HIDDEN * 2), KEPT_AT + 16 * KEPT_LINE * 2);
 constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 4 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE, "kernels/persistent.py");
 
