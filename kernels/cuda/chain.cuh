@@ -239,13 +239,15 @@ struct Chain {
     const float* from = slices() + (at.thread >> 4) * LINE + (at.thread & 15) * 2;
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
-      value[pass] = make_float2(0, 0);
+      float2 sums[WARPS];
 #pragma unroll
-      for (int slice = 0; slice < WARPS; slice++) {
-        float2 more = *(const float2*)(from + slice * 16 * LINE + pass * 32);
-        value[pass].x += more.x;
-        value[pass].y += more.y;
-      }
+      for (int slice = 0; slice < WARPS; slice++) sums[slice] = *(const float2*)(from + slice * 16 * LINE + pass * 32);
+      // In pairs, so that few additions wait for each other.
+#pragma unroll
+      for (int step = 1; step < WARPS; step *= 2)
+#pragma unroll
+        for (int slice = 0; slice < WARPS; slice += 2 * step) sums[slice].x += sums[slice + step].x, sums[slice].y += sums[slice + step].y;
+      value[pass] = sums[0];
     }
   }
 
@@ -305,9 +307,9 @@ struct Chain {
     }
     Element* to = parts_of(layer, sum) + ((at.rows / 16 * (HIDDEN / 8) + at.warp * EACH) * sources + at.share) * 128 + (at.thread & 31) * 2;
 #pragma unroll
-    for (int unit = 0; unit < EACH; unit++) {
-      publish(to + unit * sources * 128, pack(result[unit][0], result[unit][1]));
-      publish(to + unit * sources * 128 + 64, pack(result[unit][2], result[unit][3]));
+    for (int unit = 0; unit < EACH; unit++, to += sources * 128) {
+      publish(to, pack(result[unit][0], result[unit][1]));
+      publish(to + 64, pack(result[unit][2], result[unit][3]));
     }
   }
 
@@ -317,6 +319,11 @@ struct Chain {
     constexpr int EACH = divide_up(GROUPS, WARPS), PAIRS = divide_up(NARROW, 2);
     Units<HIDDEN> units(at);
     int lane = at.thread & 31, row = lane & 15, unit = units.first + (lane >> 4), sources = sources_of(sum);
+    int column = units.first * 8 + (at.thread & 15) * 2;
+    Element* output = buffers(layer) + (sum == SELF_OUT ? AFTER_SELF : sum == CROSS_OUT ? AFTER_CROSS : AFTER_FF);
+    int place = placed(at.rows + (at.thread >> 4), column, HIDDEN);
+    // Where the result goes is computed before the wait.
+    renew(place);
     const Element* from = parts_of(layer, sum) + ((at.rows / 16 * (HIDDEN / 8) + unit) * sources + at.warp) * 128 + row * 8;
     const float* logs = (const float*)(buffers(layer) + LOGS) + (at.rows + row) * HEADS * 4;
     uint4 part[EACH][PAIRS] = {}, log[EACH] = {};
@@ -370,9 +377,7 @@ struct Chain {
     block_sync();
     add_slices(value);
     residual = make_float2(residual.x + value[0].x + bias[0].x, residual.y + value[0].y + bias[0].y);
-    int column = units.first * 8 + (at.thread & 15) * 2;
-    Element* output = buffers(layer) + (sum == SELF_OUT ? AFTER_SELF : sum == CROSS_OUT ? AFTER_CROSS : AFTER_FF);
-    if (column < units.last * 8) publish(output + placed(at.rows + (at.thread >> 4), column, HIDDEN), pack(residual.x, residual.y));
+    if (column < units.last * 8) publish(output + place, pack(residual.x, residual.y));
     stamp(p.stamps, 7 + 2 * (layer * KINDS + sum));
   }
 
