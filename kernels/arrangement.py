@@ -7,13 +7,20 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-__all__ = ["biases_and_sums", "fragments", "placed", "sliced_fragments", "swizzled"]
+__all__ = ["biases_and_sums", "dealt", "fragments", "placed", "sliced_fragments", "swizzled"]
 
 
 def fragments(weight: Tensor) -> Tensor:
     """A weight [N, K] as the chain reads it, [N / 8, K / 32, 32, 8]: by unit of rows, block of columns and lane."""
     units, blocks = weight.shape[0] // 8, weight.shape[1] // 32
     return weight.reshape(units, 8, blocks, 4, 8).transpose(1, 2).reshape(units, blocks, 32, 8).contiguous()
+
+
+def dealt(weight: Tensor, blocks: int) -> Tensor:
+    """Of fragments [units, ...] what each of `blocks` has, or one unit more: [blocks, most that one has, ...]."""
+    units = weight.shape[0]
+    first = torch.arange(blocks, device=weight.device) * units // blocks
+    return weight[first[:, None] + torch.arange(-(-units // blocks), device=weight.device)]
 
 
 def sliced_fragments(weight: Tensor, slices: int) -> Tensor:

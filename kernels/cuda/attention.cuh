@@ -7,8 +7,6 @@ DEVICE Element* kept_of(unsigned char* shared, int row, int column) { return (El
 // as `attend`.
 DEVICE void merge_warps(const Place& at, unsigned char* shared, int warps, const float (&largest)[2], float (&total)[2], const float (&mixed)[8][4],
                         float* logs) {
-  // Where the product before this may still be read.
-  block_sync();
   constexpr int STRIDE = 72;
   float2* heads = (float2*)(shared + SUMS_AT);
   float* mixtures = (float*)(shared + SLICES_AT);
@@ -42,13 +40,53 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int warps, const
   }
 }
 
+// What a query still needs: the norm of rows of which GROUPS blocks left sums and sums of squares [ROWS, GROUPS], unless null, and its columns'
+// biases, with sums HIDDEN further on.
+struct QueryNorm {
+  const float2* row_sums;
+  const float* columns;
+};
+
 // Attention of the block's rows in the head of HEAD columns from `column` on, over blocks of 32 keys, a warp a block at a time. Queries and,
 // `key_column` columns further on, keys are `width` wide, `limit` of these; `count` keys take part. Keeps [16, HEAD] and writes, unless null,
 // logs [ROWS, HEADS, 4].
-DEVICE void attend(const Place& at, unsigned char* shared, int column, const Element* query, const Element* keys, int width, int key_column,
-                   const Element* values, int first, int last, int count, int limit, float* logs) {
+DEVICE void attend(const Place& at, unsigned char* shared, int column, const Element* query, QueryNorm norm, const Element* keys, int width,
+                   int key_column, const Element* values, int first, int last, int count, int limit, float* logs) {
+  constexpr int SUMS = divide_up(GROUPS, 16);
   float largest[2] = {EMPTY, EMPTY}, total[2] = {0, 0}, mixed[8][4] = {};
   uint4 q[2][2], k[4][2], v[8];
+  // A thread brings four columns of the query for all warps.
+  int row = at.thread >> 4, four = (at.thread & 15) * 4;
+  uint2 part, found[SUMS] = {};
+  float4 bias = {}, column_sums = {};
+  if (norm.row_sums) bias = *(const float4*)(norm.columns + column + four), column_sums = *(const float4*)(norm.columns + HIDDEN + column + four);
+  auto load_query = [&] {
+    part = load_pair(query + placed(at.rows + row, column + four, width));
+    uint32_t largest = max(part.x, part.y);
+#pragma unroll
+    for (int i = 0; i < SUMS; i++) {
+      int share = i * 16 + (at.thread & 15);
+      if (norm.row_sums && share < GROUPS) found[i] = load_pair(norm.row_sums + (at.rows + row) * GROUPS + share);
+      largest = max(largest, max(found[i].x, found[i].y));
+    }
+    return largest;
+  };
+  auto place_query = [&] {
+    if (norm.row_sums) {
+      float2 sum = {0, 0};
+#pragma unroll
+      for (int i = 0; i < SUMS; i++) sum.x += __uint_as_float(found[i].x), sum.y += __uint_as_float(found[i].y);
+      sum = half_warp_sum(sum);
+      float2 statistics = mean_and_scale(sum, HIDDEN), low = unpack(part.x), high = unpack(part.y);
+      auto finished = [&](float x, float sum, float bias) { return statistics.y * (x - statistics.x * sum) + bias; };
+      part.x = pack(finished(low.x, column_sums.x, bias.x), finished(low.y, column_sums.y, bias.y));
+      part.y = pack(finished(high.x, column_sums.z, bias.z), finished(high.y, column_sums.w, bias.w));
+    }
+    *(uint2*)kept_of(shared, row, four) = part;
+    block_sync();
+#pragma unroll
+    for (int i = 0; i < 4; i++) q[i >> 1][i & 1] = *(const uint4*)kept_of(shared, at.group + (i & 1) * 8, (i >> 1) * 32 + at.quad * 8);
+  };
   auto load_keys = [&](int block) {
 #pragma unroll
     for (int tile = 0; tile < 4; tile++) {
@@ -75,24 +113,25 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
     for (int tile = 0; tile < 8; tile++) largest = max(largest, largest_word(v[tile]));
     return largest;
   };
-  // Every block has a key that counts, so that those that do not end as zeros.
   last = min(last, divide_up(count, 32));
+  int warps = min(WARPS, max(last - first, 1)), block = first + at.warp;
   bool query_there = false;
+  // A warp without keys takes part for the query.
 #pragma unroll 1
-  for (int block = first + at.warp; block < last; block += WARPS) {
+  do {
     int base = block * 32;
-    bool keys_there = false;
+    bool keys_there = block >= last, had_query = query_there;
     while (true) {
+      uint32_t largest = 0;
       if (!keys_there) load_keys(block), load_values(block);
-      if (!query_there)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-          q[i >> 1][i & 1] = load_fresh(query + placed(at.rows + at.group + (i & 1) * 8, column + (i >> 1) * 32 + at.quad * 8, width));
-      keys_there = warp_all(max(largest_key(), largest_value()) != UNWRITTEN);
-      query_there = warp_all(max(max(largest_word(q[0][0]), largest_word(q[0][1])), max(largest_word(q[1][0]), largest_word(q[1][1]))) != UNWRITTEN);
+      if (!query_there) largest = load_query();
+      keys_there = warp_all(block >= last || max(largest_key(), largest_value()) != UNWRITTEN);
+      query_there = warp_all(largest != UNWRITTEN);
       if (keys_there && query_there) break;
       relax(REST);
     }
+    if (!had_query) place_query();
+    if (block >= last) break;
     float scores[4][4] = {}, higher[2] = {largest[0], largest[1]};
 #pragma unroll
     for (int tile = 0; tile < 4; tile++) {
@@ -131,8 +170,9 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
       multiply_add(mixed[tile], weights[0][0], weights[0][1], weights[1][0], weights[1][1], v[tile].x, v[tile].y);
       multiply_add(mixed[tile], weights[2][0], weights[2][1], weights[3][0], weights[3][1], v[tile].z, v[tile].w);
     }
-  }
-  merge_warps(at, shared, min(WARPS, max(last - first, 1)), largest, total, mixed, logs);
+    block += WARPS;
+  } while (block < last);
+  merge_warps(at, shared, warps, largest, total, mixed, logs);
 }
 
 // The share of a part of an attention over the context, of the logs of all parts' sums.

@@ -2,19 +2,21 @@
 
 __host__ __device__ constexpr int width_of(int kind) { return kind == QKV ? 3 * HIDDEN : kind == UP ? FF : kind == KINDS ? OUT / OUT_PASSES : HIDDEN; }
 // Whose blocks read all of their input and make some columns; the weights of a sum are cut along its input.
-__host__ __device__ constexpr bool is_product(int kind) { return kind == QKV || kind == QUERY_OUT || kind == UP || kind == KINDS; }
-__host__ __device__ constexpr bool is_attention(int kind) { return kind == SELF_ATTEND || kind == CROSS_ATTEND; }
+__host__ __device__ constexpr bool is_product(int kind) { return kind == QKV || kind == UP || kind == KINDS; }
 
 // Where a layer's step begins among all weights, and among biases and sums of columns; those of the first layer begin with CROSS_OUT.
+__host__ __device__ constexpr int weight_size(int kind) {
+  return kind == SELF_ATTEND || kind == CROSS_ATTEND ? 0
+         : (kind == QKV ? GROUPS * QKV_UNITS * 8 : kind == SELF_OUT ? 2 * HIDDEN : kind == DOWN ? GROUPS * KEPT_FF : width_of(kind)) * HIDDEN;
+}
 __host__ __device__ constexpr int weight_offset(int kind) {
   int offset = 0;
-  for (int before = 0; before < kind; before++)
-    offset += is_attention(before) ? 0 : (before == DOWN ? GROUPS * KEPT_FF : width_of(before)) * HIDDEN;
+  for (int before = 0; before < kind; before++) offset += weight_size(before);
   return offset;
 }
 __host__ __device__ constexpr int column_offset(int kind) {
   int offset = 0;
-  for (int before = 0; before < kind; before++) offset += is_attention(before) ? 0 : 2 * width_of(before);
+  for (int before = 0; before < kind; before++) offset += before == SELF_ATTEND ? 0 : 2 * width_of(before);
   return offset;
 }
 
@@ -30,7 +32,7 @@ DEVICE const float* columns_of(const Parameters& p, int layer) {
 }
 
 // Where among a layer's buffers a product finds its input, the layer's before for QKV and the output.
-__host__ __device__ constexpr int input_of(int kind) { return kind == QUERY_OUT ? AFTER_SELF : kind == UP ? AFTER_CROSS : AFTER_FF - LAYER_EXCHANGE; }
+__host__ __device__ constexpr int input_of(int kind) { return kind == UP ? AFTER_CROSS : AFTER_FF - LAYER_EXCHANGE; }
 
 // The block's units of 8 columns.
 template <int WIDTH>
@@ -142,26 +144,28 @@ struct Chain {
   DEVICE void wait_for_weights() const { wait_for_bytes(arrival(turn), turn >> 1 & 1); }
   DEVICE Element* buffers(int layer) const { return exchange.chain + (layer * LAYER_EXCHANGE - CROSS_PARTS); }
   DEVICE float* slices() const { return (float*)(shared + SLICES_AT); }
+  DEVICE float2* query_of(int inside) const { return (float2*)(shared + QUERY_AT) + (at.thread >> 4) * NARROW * 4 + inside / 2; }
 
-  // Blocks that have a part of a sum.
-  DEVICE int sources_of(int sum) const { return sum == SELF_OUT ? HEADS : sum == CROSS_OUT ? HEADS * SPLITS : GROUPS; }
+  // Blocks that have a part of a sum, and places for parts.
+  DEVICE int blocks_of(int sum) const { return sum == SELF_OUT ? 2 * HEADS : sum == CROSS_OUT ? HEADS * SPLITS : GROUPS; }
+  DEVICE int sources_of(int sum) const { return sum == SELF_OUT ? SELF_SOURCES : blocks_of(sum); }
   DEVICE Element* parts_of(int layer, int sum) const {
     return buffers(layer) + (sum == SELF_OUT ? SELF_PARTS : sum == CROSS_OUT ? CROSS_PARTS : FF_PARTS);
   }
 
   // Ask for the block's weights of a step in one piece, in the place of those two turns before. Of a product that is most units that a block
-  // has, see fragments() in arrangement.py; of a sum the block's slice, see sliced_fragments(), or nothing.
+  // has, see fragments() and dealt() in arrangement.py; of a sum the block's slice, see sliced_fragments(), or nothing.
   template <int KIND>
   DEVICE void fetch(int layer, int turn, int part = 0) const {
     if (at.thread > 0) return;
     const Element* from = weights_of<KIND>(p, layer) + part * width_of(KIND) * HIDDEN;
-    int size = 8 * block_units(width_of(KIND)) * HIDDEN;
-    if (is_product(KIND)) {
+    int size = 8 * (KIND == QKV ? QKV_UNITS : block_units(width_of(KIND))) * HIDDEN;
+    if (KIND == UP || KIND == KINDS) {
       from += Units<width_of(KIND)>(at).first * 8 * HIDDEN;
     } else {
-      size = (KIND == DOWN ? KEPT_FF : HEAD) * HIDDEN;
-      from += (KIND == DOWN ? at.share : at.share % HEADS) * size;
-      if (at.share >= sources_of(KIND)) size = 0;
+      if (!is_product(KIND)) size = (KIND == DOWN ? KEPT_FF : HEAD) * HIDDEN;
+      from += (KIND == CROSS_OUT ? at.share % HEADS : at.share) * size;
+      if (!is_product(KIND) && at.share >= blocks_of(KIND)) size = 0;
     }
     expect_bytes(arrival(turn), size * 2);
     if (size > 0) copy_bulk(region(turn), from, size * 2, arrival(turn));
@@ -175,15 +179,16 @@ struct Chain {
   }
 
   // A product, with the norm before it and GELU after it. It writes the next step's input: for QKV queries and keys [ROWS, 2 HIDDEN] and values
-  // [HIDDEN, ROWS], else [ROWS, width]; behind the last layer all parts of the output, one after the other. What UP makes is kept.
+  // [HIDDEN, ROWS], behind the last layer all parts of the output, one after the other. What UP makes is kept, as is what QKV makes of the query.
   template <int KIND>
   DEVICE void product(int layer) {
-    constexpr int WIDTH = width_of(KIND), BLOCKS = divide_up(HIDDEN / 32, WARPS), UNITS = block_units(WIDTH), PASSES = divide_up(UNITS, 4);
+    constexpr int WIDTH = width_of(KIND), BLOCKS = divide_up(HIDDEN / 32, WARPS), OWN = block_units(WIDTH), UNITS = KIND == QKV ? QKV_UNITS : OWN;
+    constexpr int PASSES = divide_up(OWN, 4);
     Units<WIDTH> units(at);
     float2* row_sums = (float2*)(shared + SUMS_AT);
     uint4 a[BLOCKS][2] = {};
     float2 bias[PASSES], column_sums[PASSES];
-    load_columns<true>(columns_of<KIND>(p, layer), units, bias, column_sums);
+    load_columns(columns_of<KIND>(p, layer), units, bias, column_sums);
     // Weights are mostly there before the input.
     wait_for_weights();
     take(at, buffers(layer) + input_of(KIND), a, [&] { clearing.advance(); });
@@ -193,7 +198,7 @@ struct Chain {
     if (at.quad < 2) row_sums[at.warp * 16 + at.group + at.quad * 8] = at.quad ? sums[1] : sums[0];
 #pragma unroll 1
     for (int part = 0; part < (KIND == KINDS ? OUT_PASSES : 1); part++) {
-      if (part > 0) load_columns<true>(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
+      if (part > 0) load_columns(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
       if (part > 0) wait_for_weights();
       float result[UNITS][4] = {};
       multiply_rows(at, a, region(turn), result);
@@ -203,8 +208,13 @@ struct Chain {
       float2 statistics = row_statistics(row_sums, at.thread >> 4);
       keep_rows(at, result, slices());
       block_sync();
-      float2 value[PASSES];
+      float2 value[divide_up(UNITS, 4)];
       add_slices(value);
+#pragma unroll
+      for (int pass = OWN / 4; KIND == QKV && pass < divide_up(UNITS, 4); pass++) {
+        int inside = pass * 32 + (at.thread & 15) * 2 - OWN * 8;
+        if (inside >= 0 && inside < NARROW * 8) *query_of(inside) = value[pass];
+      }
 #pragma unroll
       for (int pass = 0; pass < PASSES; pass++) {
         value[pass].x = statistics.y * (value[pass].x - statistics.x * column_sums[pass].x) + bias[pass].x;
@@ -218,25 +228,22 @@ struct Chain {
     }
   }
 
-  // What is added to this thread's columns, two in every 32, and what the norm takes from them.
-  template <bool NORM, int WIDTH, int PASSES>
+  // What is added to this thread's columns, two in every 32, and what the norm takes from them or, in a sum, is added to the query.
+  template <int WIDTH, int PASSES>
   DEVICE void load_columns(const float* columns, const Units<WIDTH>& units, float2 (&bias)[PASSES], float2 (&sums)[PASSES]) {
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
       int column = units.first * 8 + pass * 32 + (at.thread & 15) * 2;
       bias[pass] = sums[pass] = make_float2(0, 0);
-      if (column < units.last * 8) {
-        bias[pass] = *(const float2*)(columns + column);
-        if (NORM) sums[pass] = *(const float2*)(columns + WIDTH + column);
-      }
+      if (column < units.last * 8) bias[pass] = *(const float2*)(columns + column), sums[pass] = *(const float2*)(columns + WIDTH + column);
     }
   }
 
   // Add the warps' parts of two in every 32 columns of a row, sixteen threads a row. Columns beyond the block's are computed from anything and
   // dropped, so that all are under way at once.
   template <int PASSES>
-  DEVICE void add_slices(float2 (&value)[PASSES]) {
-    const float* from = slices() + (at.thread >> 4) * LINE + (at.thread & 15) * 2;
+  DEVICE void add_slices(float2 (&value)[PASSES], int first = 0) {
+    const float* from = slices() + first + (at.thread >> 4) * LINE + (at.thread & 15) * 2;
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
       float2 sums[WARPS];
@@ -261,7 +268,7 @@ struct Chain {
       if (inside < KEPT_FF) *(uint32_t*)kept_of(shared, at.thread >> 4, inside) = column < units.last * 8 ? pair : 0;
       return;
     }
-    Element* output = buffers(layer) + (KIND == QKV ? QUERY_KEYS : QUERY);
+    Element* output = buffers(layer) + QUERY_KEYS;
     Element* to = output + placed(row, column, KIND == QKV ? 2 * HIDDEN : WIDTH);
     if (KIND == KINDS) to = p.output + part * WIDTH + row * OUT + column;
     if (KIND == QKV) {
@@ -282,8 +289,10 @@ struct Chain {
     int head = at.share % HEADS, split = at.share / HEADS, total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
     int blocks = self ? KEY_BLOCKS : padded / 32, each = divide_up(blocks, self ? 1 : SPLITS);
     const Element *query = self ? own + QUERY_KEYS : layer ? own + QUERY : p.query;
+    QueryNorm norm = {self || layer == 0 ? nullptr : (const float2*)(own + ROW_SUMS), columns_of<CROSS_ATTEND>(p, layer)};
+    if (self) split = 0;
     const Element *keys = self ? query : exchange.keys + layer * padded * HIDDEN, *values = self ? own + VALUES : exchange.values + layer * padded * HIDDEN;
-    attend(at, shared, head * HEAD, query, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, values, split * each, min(blocks, (split + 1) * each),
+    attend(at, shared, head * HEAD, query, norm, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, values, split * each, min(blocks, (split + 1) * each),
            self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded, self ? nullptr : (float*)(own + LOGS) + head * 4 + split);
     stamp(p.stamps, 7 + 2 * (layer * KINDS + (self ? SELF_ATTEND : CROSS_ATTEND)));
   }
@@ -305,7 +314,8 @@ struct Chain {
         multiply_add(result[unit], low.x, high.x, low.y, high.y, b.x, b.y);
       }
     }
-    Element* to = parts_of(layer, sum) + ((at.rows / 16 * (HIDDEN / 8) + at.warp * EACH) * sources + at.share) * 128 + (at.thread & 31) * 2;
+    int source = sum == SELF_OUT && at.share >= HEADS ? at.share - HEADS + SELF_SOURCES / 2 : at.share;
+    Element* to = parts_of(layer, sum) + ((at.rows / 16 * (HIDDEN / 8) + at.warp * EACH) * sources + source) * 128 + (at.thread & 31) * 2;
 #pragma unroll
     for (int unit = 0; unit < EACH; unit++, to += sources * 128) {
       publish(to, pack(result[unit][0], result[unit][1]));
@@ -314,28 +324,29 @@ struct Chain {
   }
 
   // A sum of all sources' parts, those over the context weighed by their shares, with bias and residual: the block's columns of [ROWS, HIDDEN].
-  // A warp takes every eighth source, half of its lanes every second unit.
+  // A warp takes every eighth source, half of its lanes every second unit. SELF_OUT makes the query instead, and sums of the rows for its norm.
   DEVICE void reduce(int layer, int sum) {
-    constexpr int EACH = divide_up(GROUPS, WARPS), PAIRS = divide_up(NARROW, 2);
+    constexpr int EACH = larger(divide_up(GROUPS, WARPS), 2 * HEADS_EACH);
+    bool self = sum == SELF_OUT;
     Units<HIDDEN> units(at);
     int lane = at.thread & 31, row = lane & 15, unit = units.first + (lane >> 4), sources = sources_of(sum);
-    int column = units.first * 8 + (at.thread & 15) * 2;
-    Element* output = buffers(layer) + (sum == SELF_OUT ? AFTER_SELF : sum == CROSS_OUT ? AFTER_CROSS : AFTER_FF);
+    int inside = (at.thread & 15) * 2, column = units.first * 8 + inside;
+    Element* output = buffers(layer) + (self ? QUERY : sum == CROSS_OUT ? AFTER_CROSS : AFTER_FF);
     int place = placed(at.rows + (at.thread >> 4), column, HIDDEN);
     // Where the result goes is computed before the wait.
     renew(place);
     const Element* from = parts_of(layer, sum) + ((at.rows / 16 * (HIDDEN / 8) + unit) * sources + at.warp) * 128 + row * 8;
     const float* logs = (const float*)(buffers(layer) + LOGS) + (at.rows + row) * HEADS * 4;
     uint4 part[EACH][PAIRS] = {}, log[EACH] = {};
-    float2 bias[1], none[1], value[1];
-    load_columns<false>(sum == SELF_OUT ? columns_of<SELF_OUT>(p, layer) : sum == CROSS_OUT ? columns_of<CROSS_OUT>(p, layer) : columns_of<DOWN>(p, layer),
-                        units, bias, none);
+    float2 bias[1], query_bias[1], value[1];
+    load_columns(self ? columns_of<SELF_OUT>(p, layer) : sum == CROSS_OUT ? columns_of<CROSS_OUT>(p, layer) : columns_of<DOWN>(p, layer), units, bias,
+                 query_bias);
     bool first_time = true;
     await(REST, [&] {
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
         int source = at.warp + i * WARPS;
-        if (source >= sources) continue;
+        if (self ? i >= 2 * HEADS_EACH || at.warp + i % HEADS_EACH * WARPS >= HEADS : source >= sources) continue;
 #pragma unroll
         for (int pair = 0; pair < PAIRS; pair++)
           if (unit + pair * 2 < units.last) part[i][pair] = load_fresh(from + (pair * 2 * sources + i * WARPS) * 128);
@@ -353,7 +364,8 @@ struct Chain {
       return largest;
     });
     stamp(p.stamps, 6 + 2 * (layer * KINDS + sum));
-    float sums[PAIRS][8] = {};
+    // Behind those of the residual the parts of the query, which are none unless in SELF_OUT.
+    float sums[2][PAIRS][8] = {};
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
       float share = sum == CROSS_OUT ? share_of(log[i], (at.warp + i * WARPS) / HEADS) : 1;
@@ -363,8 +375,9 @@ struct Chain {
 #pragma unroll
         for (int word = 0; word < 4; word++) {
           float2 x = unpack(words[word]);
-          sums[pair][word * 2] += share * x.x;
-          sums[pair][word * 2 + 1] += share * x.y;
+          float(&to)[8] = sums[i >= HEADS_EACH && i < 2 * HEADS_EACH][pair];
+          to[word * 2] += share * x.x;
+          to[word * 2 + 1] += share * x.y;
         }
       }
     }
@@ -372,12 +385,29 @@ struct Chain {
 #pragma unroll
     for (int pair = 0; pair < PAIRS; pair++)
 #pragma unroll
-      for (int half = 0; half < 8; half += 4)
-        *(float4*)(own + pair * 16 + half) = make_float4(sums[pair][half], sums[pair][half + 1], sums[pair][half + 2], sums[pair][half + 3]);
+      for (int half = 0; half < 8; half += 4) {
+        const float *x = sums[0][pair] + half, *y = sums[1][pair] + half;
+        float4 first = make_float4(x[0], x[1], x[2], x[3]), second = make_float4(y[0], y[1], y[2], y[3]);
+        if (self) *(float4*)(own + (PAIRS + pair) * 16 + half) = second;
+        else first = make_float4(first.x + second.x, first.y + second.y, first.z + second.z, first.w + second.w);
+        *(float4*)(own + pair * 16 + half) = first;
+      }
     block_sync();
     add_slices(value);
     residual = make_float2(residual.x + value[0].x + bias[0].x, residual.y + value[0].y + bias[0].y);
-    if (column < units.last * 8) publish(output + place, pack(residual.x, residual.y));
+    uint32_t pair = pack(residual.x, residual.y);
+    bool exists = column < units.last * 8;
+    if (self) {
+      add_slices(value, PAIRS * 16);
+      float2 raw = exists ? *query_of(inside) : make_float2(0, 0);
+      pair = pack(value[0].x + raw.x + query_bias[0].x, value[0].y + raw.y + query_bias[0].y);
+    }
+    if (exists) publish(output + place, pair);
+    if (self) {
+      float2 squares = half_warp_sum(exists ? make_float2(residual.x + residual.y, residual.x * residual.x + residual.y * residual.y) : make_float2(0, 0));
+      float2* to = (float2*)(buffers(layer) + ROW_SUMS) + (at.rows + (at.thread >> 4)) * GROUPS + at.share;
+      if (inside == 0) publish_four(to, uint2{__float_as_uint(squares.x), __float_as_uint(squares.y)});
+    }
     stamp(p.stamps, 7 + 2 * (layer * KINDS + sum));
   }
 
@@ -388,21 +418,19 @@ struct Chain {
       int layer = step / 3, sum = step % 3 == 0 ? SELF_OUT : step % 3 == 1 ? CROSS_OUT : DOWN;
       renew(at.share), renew(at.thread);
       if (sum == SELF_OUT) product<QKV>(layer);
-      if (sum == CROSS_OUT && layer > 0) product<QUERY_OUT>(layer);
       if (sum == DOWN) product<UP>(layer);
-      bool has_part = at.share < sources_of(sum);
+      bool has_part = at.share < blocks_of(sum);
       if (has_part && sum != DOWN) attend_in(layer, sum == SELF_OUT);
       if (has_part) wait_for_weights();
       // What is kept is there, and what the warps left has been read.
       block_sync();
       if (has_part) scatter(layer, sum);
       turn++;
-      if (sum == SELF_OUT) fetch<QUERY_OUT>(layer, turn);
-      else if (sum == CROSS_OUT) fetch<UP>(layer, turn);
-      else if (layer + 1 < LAYERS) fetch<QKV>(layer + 1, turn);
-      else fetch<KINDS>(LAYERS, turn);
+      if (sum == SELF_OUT) fetch<CROSS_OUT>(layer, turn);
+      if (sum == DOWN && layer + 1 < LAYERS) fetch<QKV>(layer + 1, turn);
+      if (sum == DOWN && layer + 1 == LAYERS) fetch<KINDS>(LAYERS, turn);
       reduce(layer, sum);
-      if (sum == SELF_OUT) fetch<CROSS_OUT>(layer, turn + 1);
+      if (sum == SELF_OUT) fetch<UP>(layer, turn + 1);
       else if (sum == CROSS_OUT) fetch<DOWN>(layer, turn + 1);
       else if (layer + 1 < LAYERS) fetch<SELF_OUT>(layer + 1, turn + 1);
       else if (OUT_PASSES > 1) fetch<KINDS>(LAYERS, turn + 1, 1);

@@ -20,8 +20,9 @@ constexpr int ROW_TILES = (QUERIES + 15) / 16, ROWS = 16 * ROW_TILES, GROUPS = G
 constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
 // The steps of a layer; the first layer starts at CROSS_ATTEND. Behind the last layer come the parts of the output. What an attention mixes,
 // and what UP makes, stays in its block, which multiplies it by its rows of the weight that follows; SELF_OUT, CROSS_OUT and DOWN add that up.
-enum Kind { QKV, SELF_ATTEND, SELF_OUT, QUERY_OUT, CROSS_ATTEND, CROSS_OUT, UP, DOWN, KINDS };
-constexpr int WAITS = 3 + 6 * (LAYERS - 1) + 1;  // of products and sums, for their input
+// The query of the context needs no product: QKV makes x Wq, SELF_OUT adds what the heads make of Wo Wq, CROSS_ATTEND applies the norm.
+enum Kind { QKV, SELF_ATTEND, SELF_OUT, CROSS_ATTEND, CROSS_OUT, UP, DOWN, KINDS };
+constexpr int WAITS = 3 + 5 * (LAYERS - 1) + 1;  // of products and sums, for their input
 constexpr uint32_t UNWRITTEN = 0xffffffffu;
 constexpr int REST = 100;  // nanoseconds between two looks at a step's input
 constexpr float EPS = 1e-5f, EMPTY = -1e30f, SCORE_SCALE = 1.4426950408889634f / 8;
@@ -50,10 +51,13 @@ struct Parameters {
   int vlm_tokens, dino_tokens, vlm_split, vlm_shift, dino_split, dino_shift;
 };
 
+// Two blocks a head make parts of SELF_OUT, one of the residual, one of the query; a warp adds as many of either.
+constexpr int HEADS_EACH = divide_up(HEADS, WARPS), SELF_SOURCES = 2 * HEADS_EACH * WARPS;
+
 // Elements of a layer's exchange buffers; those of the first layer begin with CROSS_PARTS.
 constexpr int KEY_BLOCKS = (ROWS + 31) / 32;
 constexpr int QUERY_KEYS = 0, VALUES = QUERY_KEYS + 2 * ROWS * HIDDEN, SELF_PARTS = VALUES + 32 * KEY_BLOCKS * HIDDEN;
-constexpr int AFTER_SELF = SELF_PARTS + HEADS * ROWS * HIDDEN, QUERY = AFTER_SELF + ROWS * HIDDEN, CROSS_PARTS = QUERY + ROWS * HIDDEN;
+constexpr int QUERY = SELF_PARTS + SELF_SOURCES * ROWS * HIDDEN, ROW_SUMS = QUERY + ROWS * HIDDEN, CROSS_PARTS = ROW_SUMS + 4 * ROWS * GROUPS;
 constexpr int LOGS = CROSS_PARTS + SPLITS * HEADS * ROWS * HIDDEN, AFTER_CROSS = LOGS + 2 * 4 * ROWS * HEADS, FF_PARTS = AFTER_CROSS + ROWS * HIDDEN;
 constexpr int AFTER_FF = FF_PARTS + GROUPS * ROWS * HIDDEN, LAYER_EXCHANGE = AFTER_FF + ROWS * HIDDEN;
 constexpr int EXCHANGE = LAYERS * LAYER_EXCHANGE - CROSS_PARTS;
@@ -76,23 +80,26 @@ struct Exchange {
 
 // Most units of 8 columns that a block has of a product with so many columns; those that end in HIDDEN columns, and the wide ones.
 __host__ __device__ constexpr int block_units(int width) { return divide_up(width / 8, GROUPS); }
-constexpr int NARROW = block_units(HIDDEN), WIDE = larger(larger(block_units(3 * HIDDEN), block_units(FF)), block_units(OUT / OUT_PASSES));
-constexpr int LINE = 88;
-static_assert(NARROW <= 4 && WIDE * 8 <= LINE, "columns of a block");
+constexpr int NARROW = block_units(HIDDEN), QKV_UNITS = block_units(3 * HIDDEN) + NARROW;
+constexpr int WIDE = larger(larger(QKV_UNITS, block_units(FF)), block_units(OUT / OUT_PASSES));
+// What a warp adds up of a sum's parts, two units at a time. Lines whose beginnings lie in four places among the banks hold it twice.
+constexpr int PAIRS = divide_up(NARROW, 2), LINE = divide_up(larger(8 * WIDE, 32 * PAIRS) - 24, 32) * 32 + 24;
+static_assert(NARROW <= 4 && GROUPS >= 2 * HEADS, "columns of a block");
 
 // What a block keeps of 16 rows: columns of a head, or of the feed-forward in whole fragments. Lines of an odd multiple of 16 places share no
 // banks where they are read.
 constexpr int KEPT_FF = divide_up(block_units(FF), 2) * 16, KEPT = larger(HEAD, KEPT_FF), KEPT_LINE = KEPT | 16;
 
 // Shared memory: the pipeline of the context's products; later the weights of two products of the chain, and what its eight warps made of
-// their slices of the contracted axis; what the block keeps; what they found of each row.
+// their slices of the contracted axis; what the block keeps, and its columns of the query without what self-attention adds; what they found of each row.
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
 constexpr int REGION = 2 * larger(8 * WIDE, KEPT) * HIDDEN, SLICES_AT = 2 * REGION, KEPT_AT = SLICES_AT + WARPS * 16 * LINE * 4;
+constexpr int QUERY_AT = KEPT_AT + 16 * KEPT_LINE * 2;
 // In front of the stages lie the parts that others send, later the input of keys and values, and the lines that these become; behind it,
 // later, their weights.
 constexpr int KV_LINE = KV_COLUMNS + 2, LINES_BYTES = 64 * KV_LINE * 4;
 constexpr int FRONT_BYTES = divide_up(larger(larger(128 * COLUMNS * 4, 64 * HIDDEN * 2), LINES_BYTES), 1024) * 1024;
-constexpr int SUMS_AT = larger(FRONT_BYTES + larger(STAGES * STAGE_BYTES, KV_COLUMNS * HIDDEN * 2), KEPT_AT + 16 * KEPT_LINE * 2);
+constexpr int SUMS_AT = larger(FRONT_BYTES + larger(STAGES * STAGE_BYTES, KV_COLUMNS * HIDDEN * 2), QUERY_AT + 16 * NARROW * 8 * 4);
 constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 4 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE, "kernels/persistent.py");
 
@@ -122,6 +129,12 @@ DEVICE void await(int rest, Load load) {
 DEVICE float quad_sum(float x) {
   x += warp_exchange(x, 1);
   return x + warp_exchange(x, 2);
+}
+
+DEVICE float2 half_warp_sum(float2 x) {
+#pragma unroll
+  for (int mask = 1; mask < 16; mask *= 2) x.x += warp_exchange(x.x, mask), x.y += warp_exchange(x.y, mask);
+  return x;
 }
 
 // Add eight elements, and their squares.
