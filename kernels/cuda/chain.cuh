@@ -62,16 +62,22 @@ DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2], Meanw
   });
 }
 
-// Sums and sums of squares of the warp's places in rows `group` and `group` + 8, in all four lanes of a quad.
+// Leave sums and sums of squares of the warp's places in 16 rows as [WARPS, 16]: products with ones, and of the rows with themselves, of which
+// the diagonal counts. Adding them up would take ten times the instructions.
 template <int BLOCKS>
-DEVICE void sum_rows(const uint4 (&a)[BLOCKS][2], float2 (&sums)[2]) {
+DEVICE void sum_rows(const Place& at, const uint4 (&a)[BLOCKS][2], float2* row_sums) {
+  float sums[4] = {}, squares[2][4] = {};
+  const uint32_t one = pack(1, 1);
 #pragma unroll
-  for (int half = 0; half < 2; half++) {
-    float2 sum = {0, 0};
-#pragma unroll
-    for (int i = 0; i < BLOCKS; i++) add_squares(sum, a[i][half]);
-    sums[half] = make_float2(quad_sum(sum.x), quad_sum(sum.y));
+  for (int i = 0; i < BLOCKS; i++) {
+    multiply_32(sums, a[i], make_uint4(one, one, one, one));
+    multiply_32(squares[0], a[i], a[i][0]);
+    multiply_32(squares[1], a[i], a[i][1]);
   }
+  bool odd = at.group & 1;
+  if (at.quad != at.group >> 1) return;
+  row_sums[at.warp * 16 + at.group] = make_float2(sums[0], odd ? squares[0][1] : squares[0][0]);
+  row_sums[at.warp * 16 + at.group + 8] = make_float2(sums[2], odd ? squares[1][3] : squares[1][2]);
 }
 
 // Mean and 1 / deviation of a row, of the sums [WARPS, 16] that its warps found.
@@ -193,9 +199,7 @@ struct Chain {
     wait_for_weights();
     take(at, buffers(layer) + input_of(KIND), a, [&] { clearing.advance(); });
     stamp(p.stamps, 6 + 2 * (layer * KINDS + KIND % KINDS));
-    float2 sums[2];
-    sum_rows(a, sums);
-    if (at.quad < 2) row_sums[at.warp * 16 + at.group + at.quad * 8] = at.quad ? sums[1] : sums[0];
+    sum_rows(at, a, row_sums);
 #pragma unroll 1
     for (int part = 0; part < (KIND == KINDS ? OUT_PASSES : 1); part++) {
       if (part > 0) load_columns(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
@@ -397,16 +401,18 @@ struct Chain {
     residual = make_float2(residual.x + value[0].x + bias[0].x, residual.y + value[0].y + bias[0].y);
     uint32_t pair = pack(residual.x, residual.y);
     bool exists = column < units.last * 8;
+    float2 squares = {0, 0};
     if (self) {
+      if (exists) squares = make_float2(residual.x + residual.y, residual.x * residual.x + residual.y * residual.y);
+      squares = half_warp_sum(squares);
       add_slices(value, PAIRS * 16);
       float2 raw = exists ? *query_of(inside) : make_float2(0, 0);
       pair = pack(value[0].x + raw.x + query_bias[0].x, value[0].y + raw.y + query_bias[0].y);
     }
     if (exists) publish(output + place, pair);
-    if (self) {
-      float2 squares = half_warp_sum(exists ? make_float2(residual.x + residual.y, residual.x * residual.x + residual.y * residual.y) : make_float2(0, 0));
+    if (self && inside == 0) {
       float2* to = (float2*)(buffers(layer) + ROW_SUMS) + (at.rows + (at.thread >> 4)) * GROUPS + at.share;
-      if (inside == 0) publish_four(to, uint2{__float_as_uint(squares.x), __float_as_uint(squares.y)});
+      publish_four(to, uint2{__float_as_uint(squares.x), __float_as_uint(squares.y)});
     }
     stamp(p.stamps, 7 + 2 * (layer * KINDS + sum));
   }
