@@ -24,7 +24,7 @@ def dealt(weight: Tensor, blocks: int) -> Tensor:
 
 
 def sliced_fragments(weight: Tensor, slices: int) -> Tensor:
-    """A weight [N, K] as blocks read it that hold a slice of its input each, [slices, places / 16, N / 8, 32, 4].
+    """A weight [N, K] as blocks read it that hold a slice of its input each, [slices, places / 16, N / 16, 32, 8].
 
     Units of 8 columns are dealt out as those of a product to its blocks; zeros fill up shorter slices.
     """
@@ -35,8 +35,8 @@ def sliced_fragments(weight: Tensor, slices: int) -> Tensor:
         torch.nn.functional.pad(weight[:, first:last], (0, places - (last - first)))
         for first, last in pairwise(bounds)
     ]
-    lanes = torch.stack(parts).reshape(slices, n // 8, 8, places // 16, 4, 4).permute(0, 3, 1, 2, 4, 5)
-    return lanes.reshape(slices, places // 16, n // 8, 32, 4)
+    lanes = torch.stack(parts).reshape(slices, n // 16, 2, 8, places // 16, 4, 2, 2)
+    return lanes.permute(0, 4, 1, 3, 5, 6, 2, 7).reshape(slices, places // 16, n // 16, 32, 8)
 
 
 def swizzled(weight: Tensor, columns: int) -> Tensor:

@@ -168,7 +168,7 @@ class PersistentShape:
         """Shared memory of a block."""
         h, narrow, kept = self.hidden_dim, self._units(self.hidden_dim), max(64, self._kept_columns)
         wide = max(self._units(3 * h) + narrow, *map(self._units, self._wide_widths))
-        line = _divide_up(max(8 * wide, 32 * _divide_up(narrow, 2)) - 24, 32) * 32 + 24
+        line = _divide_up(8 * wide - 24, 32) * 32 + 24
         chain = 2 * 2 * max(8 * wide, kept) * h + 8 * 16 * line * 4 + 16 * (kept | 16) * 2 + 16 * narrow * 32
         stages = _STAGES * (_TILE + self.columns) * 128
         return max(self._front_bytes + max(stages, self.key_value_columns * h * 2), chain) + 1024 + 4 * 8

@@ -301,47 +301,56 @@ struct Chain {
     stamp(p.stamps, 7 + 2 * (layer * KINDS + (self ? SELF_ATTEND : CROSS_ATTEND)));
   }
 
-  // The block's part of a sum: what it keeps times its rows of the weight, a warp some columns. Written as [row tiles, units, sources, 16, 8],
-  // where 8 rows of a unit are one line of 128 bytes.
+  // The block's part of a sum: what it keeps times its rows of the weight, a warp 16 columns at a time. Written as [row tiles, units, sources,
+  // lanes, 4], in which order `reduce` multiplies it.
   DEVICE void scatter(int layer, int sum) {
-    constexpr int EACH = HIDDEN / 8 / WARPS;
-    int blocks = sum == DOWN ? KEPT_FF / 16 : HEAD / 16, sources = sources_of(sum);
-    const uint2* weights = (const uint2*)region(turn) + at.warp * EACH * 32 + (at.thread & 31);
-    float result[EACH][4] = {};
+    constexpr int TILES = HIDDEN / 16, EACH = divide_up(TILES, WARPS);
+    int lane = at.thread & 31, blocks = sum == DOWN ? KEPT_FF / 16 : HEAD / 16, sources = sources_of(sum);
+    const uint4* weights = (const uint4*)region(turn) + lane;
+    // Columns by rows.
+    float result[EACH][2][4] = {};
 #pragma unroll
     for (int block = 0; block < KEPT / 16; block++) {
       if (block >= min(KEPT_FF, HEAD) / 16 && block >= blocks) continue;
       uint2 low = *(const uint2*)kept_of(shared, at.group, block * 16 + at.quad * 4), high = *(const uint2*)kept_of(shared, at.group + 8, block * 16 + at.quad * 4);
 #pragma unroll
-      for (int unit = 0; unit < EACH; unit++) {
-        uint2 b = weights[(block * (HIDDEN / 8) + unit) * 32];
-        multiply_add(result[unit], low.x, high.x, low.y, high.y, b.x, b.y);
+      for (int i = 0; i < EACH; i++) {
+        // A tile too many is another one again, and dropped.
+        int tile = at.warp + i * WARPS;
+        uint4 a = weights[(block * TILES + ((i + 1) * WARPS > TILES ? min(tile, TILES - 1) : tile)) * 32];
+        multiply_add(result[i][0], a.x, a.y, a.z, a.w, low.x, low.y);
+        multiply_add(result[i][1], a.x, a.y, a.z, a.w, high.x, high.y);
       }
     }
     int source = sum == SELF_OUT && at.share >= HEADS ? at.share - HEADS + SELF_SOURCES / 2 : at.share;
-    Element* to = parts_of(layer, sum) + ((at.rows / 16 * (HIDDEN / 8) + at.warp * EACH) * sources + source) * 128 + (at.thread & 31) * 2;
+    Element* to = parts_of(layer, sum) + ((at.rows / 16 * TILES + at.warp) * 2 * sources + source) * 128 + lane * 4;
 #pragma unroll
-    for (int unit = 0; unit < EACH; unit++, to += sources * 128) {
-      publish(to, pack(result[unit][0], result[unit][1]));
-      publish(to + 64, pack(result[unit][2], result[unit][3]));
+    for (int i = 0; i < EACH; i++, to += 2 * WARPS * sources * 128) {
+      if ((i + 1) * WARPS > TILES && at.warp + i * WARPS >= TILES) continue;
+#pragma unroll
+      for (int half = 0; half < 4; half += 2)
+        publish_four(to + half / 2 * sources * 128, uint2{pack(result[i][0][half], result[i][0][half + 1]), pack(result[i][1][half], result[i][1][half + 1])});
     }
   }
 
   // A sum of all sources' parts, those over the context weighed by their shares, with bias and residual: the block's columns of [ROWS, HIDDEN].
-  // A warp takes every eighth source, half of its lanes every second unit. SELF_OUT makes the query instead, and sums of the rows for its norm.
+  // A warp takes every eighth source, and multiplies its parts by a diagonal of shares, which takes fewer instructions than adding them. SELF_OUT
+  // makes the query instead, and sums of the rows for its norm.
   DEVICE void reduce(int layer, int sum) {
     constexpr int EACH = larger(divide_up(GROUPS, WARPS), 2 * HEADS_EACH);
     bool self = sum == SELF_OUT;
     Units<HIDDEN> units(at);
-    int lane = at.thread & 31, row = lane & 15, unit = units.first + (lane >> 4), sources = sources_of(sum);
-    int inside = (at.thread & 15) * 2, column = units.first * 8 + inside;
+    int sources = sources_of(sum), inside = (at.thread & 15) * 2, column = units.first * 8 + inside;
     Element* output = buffers(layer) + (self ? QUERY : sum == CROSS_OUT ? AFTER_CROSS : AFTER_FF);
     int place = placed(at.rows + (at.thread >> 4), column, HIDDEN);
     // Where the result goes is computed before the wait.
     renew(place);
-    const Element* from = parts_of(layer, sum) + ((at.rows / 16 * (HIDDEN / 8) + unit) * sources + at.warp) * 128 + row * 8;
-    const float* logs = (const float*)(buffers(layer) + LOGS) + (at.rows + row) * HEADS * 4;
-    uint4 part[EACH][PAIRS] = {}, log[EACH] = {};
+    const Element* from = parts_of(layer, sum) + ((at.rows / 16 * (HIDDEN / 8) + units.first) * sources + at.warp) * 128 + (at.thread & 31) * 4;
+    // Of rows `group` and `group` + 8 a lane weighs one.
+    bool second = at.quad & 1, diagonal = at.quad == at.group >> 1, odd = at.group & 1;
+    const float* logs = (const float*)(buffers(layer) + LOGS) + (at.rows + at.group + second * 8) * HEADS * 4;
+    uint2 part[EACH][NARROW] = {};
+    uint4 log[EACH] = {};
     float2 bias[1], query_bias[1], value[1];
     load_columns(self ? columns_of<SELF_OUT>(p, layer) : sum == CROSS_OUT ? columns_of<CROSS_OUT>(p, layer) : columns_of<DOWN>(p, layer), units, bias,
                  query_bias);
@@ -352,8 +361,8 @@ struct Chain {
         int source = at.warp + i * WARPS;
         if (self ? i >= 2 * HEADS_EACH || at.warp + i % HEADS_EACH * WARPS >= HEADS : source >= sources) continue;
 #pragma unroll
-        for (int pair = 0; pair < PAIRS; pair++)
-          if (unit + pair * 2 < units.last) part[i][pair] = load_fresh(from + (pair * 2 * sources + i * WARPS) * 128);
+        for (int unit = 0; unit < NARROW; unit++)
+          if (unit < units.last - units.first) part[i][unit] = load_pair(from + (unit * sources + i * WARPS) * 128);
         if (sum == CROSS_OUT) log[i] = load_fresh(logs + source % HEADS * 4);
       }
       if (first_time) clearing.advance();
@@ -363,39 +372,33 @@ struct Chain {
       for (int i = 0; i < EACH; i++) {
         largest = max(largest, largest_log(log[i]));
 #pragma unroll
-        for (int pair = 0; pair < PAIRS; pair++) largest = max(largest, largest_word(part[i][pair]));
+        for (int unit = 0; unit < NARROW; unit++) largest = max(largest, max(part[i][unit].x, part[i][unit].y));
       }
       return largest;
     });
     stamp(p.stamps, 6 + 2 * (layer * KINDS + sum));
     // Behind those of the residual the parts of the query, which are none unless in SELF_OUT.
-    float sums[2][PAIRS][8] = {};
+    float sums[2][NARROW][4] = {};
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-      float share = sum == CROSS_OUT ? share_of(log[i], (at.warp + i * WARPS) / HEADS) : 1;
-#pragma unroll
-      for (int pair = 0; pair < PAIRS; pair++) {
-        const uint32_t words[4] = {part[i][pair].x, part[i][pair].y, part[i][pair].z, part[i][pair].w};
-#pragma unroll
-        for (int word = 0; word < 4; word++) {
-          float2 x = unpack(words[word]);
-          float(&to)[8] = sums[i >= HEADS_EACH && i < 2 * HEADS_EACH][pair];
-          to[word * 2] += share * x.x;
-          to[word * 2 + 1] += share * x.y;
-        }
+      float low = 1, high = 1;
+      if (sum == CROSS_OUT) {
+        float share = share_of(log[i], (at.warp + i * WARPS) / HEADS), other = warp_exchange(share, 1);
+        low = second ? other : share, high = second ? share : other;
       }
+      if (!diagonal) low = high = 0;
+      uint32_t a = odd ? pack(0, low) : pack(low, 0), b = odd ? pack(0, high) : pack(high, 0);
+#pragma unroll
+      for (int unit = 0; unit < NARROW; unit++)
+        multiply_add(sums[i >= HEADS_EACH && i < 2 * HEADS_EACH][unit], a, 0, 0, b, part[i][unit].x, part[i][unit].y);
     }
-    float* own = slices() + (at.warp * 16 + row) * LINE + (lane >> 4) * 8;
+    if (!self)
 #pragma unroll
-    for (int pair = 0; pair < PAIRS; pair++)
+      for (int unit = 0; unit < NARROW; unit++)
 #pragma unroll
-      for (int half = 0; half < 8; half += 4) {
-        const float *x = sums[0][pair] + half, *y = sums[1][pair] + half;
-        float4 first = make_float4(x[0], x[1], x[2], x[3]), second = make_float4(y[0], y[1], y[2], y[3]);
-        if (self) *(float4*)(own + (PAIRS + pair) * 16 + half) = second;
-        else first = make_float4(first.x + second.x, first.y + second.y, first.z + second.z, first.w + second.w);
-        *(float4*)(own + pair * 16 + half) = first;
-      }
+        for (int i = 0; i < 4; i++) sums[0][unit][i] += sums[1][unit][i];
+    keep_rows(at, sums[0], slices());
+    if (self) keep_rows(at, sums[1], slices() + NARROW * 8);
     block_sync();
     add_slices(value);
     residual = make_float2(residual.x + value[0].x + bias[0].x, residual.y + value[0].y + bias[0].y);
@@ -405,7 +408,7 @@ struct Chain {
     if (self) {
       if (exists) squares = make_float2(residual.x + residual.y, residual.x * residual.x + residual.y * residual.y);
       squares = half_warp_sum(squares);
-      add_slices(value, PAIRS * 16);
+      add_slices(value, NARROW * 8);
       float2 raw = exists ? *query_of(inside) : make_float2(0, 0);
       pair = pack(value[0].x + raw.x + query_bias[0].x, value[0].y + raw.y + query_bias[0].y);
     }

@@ -82,8 +82,8 @@ struct Exchange {
 __host__ __device__ constexpr int block_units(int width) { return divide_up(width / 8, GROUPS); }
 constexpr int NARROW = block_units(HIDDEN), QKV_UNITS = block_units(3 * HIDDEN) + NARROW;
 constexpr int WIDE = larger(larger(QKV_UNITS, block_units(FF)), block_units(OUT / OUT_PASSES));
-// What a warp adds up of a sum's parts, two units at a time. Lines whose beginnings lie in four places among the banks hold it twice.
-constexpr int PAIRS = divide_up(NARROW, 2), LINE = divide_up(larger(8 * WIDE, 32 * PAIRS) - 24, 32) * 32 + 24;
+// Lines whose beginnings lie in four places among the banks.
+constexpr int LINE = divide_up(8 * WIDE - 24, 32) * 32 + 24;
 static_assert(NARROW <= 4 && GROUPS >= 2 * HEADS, "columns of a block");
 
 // What a block keeps of 16 rows: columns of a head, or of the feed-forward in whole fragments. Lines of an odd multiple of 16 places share no
