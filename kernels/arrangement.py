@@ -11,9 +11,13 @@ __all__ = ["biases_and_sums", "dealt", "fragments", "placed", "sliced_fragments"
 
 
 def fragments(weight: Tensor) -> Tensor:
-    """A weight [N, K] as the chain reads it, [N / 8, K / 32, 32, 8]: by unit of rows, block of columns and lane."""
+    """A weight [N, K] as the chain reads it, [N / 8, K / 32, 32, 8]: by unit of rows, block of columns and lane.
+
+    A lane has four columns of either half of a block, see `placed_input` in layout.cuh.
+    """
     units, blocks = weight.shape[0] // 8, weight.shape[1] // 32
-    return weight.reshape(units, 8, blocks, 4, 8).transpose(1, 2).reshape(units, blocks, 32, 8).contiguous()
+    lanes = weight.reshape(units, 8, blocks, 2, 4, 4).permute(0, 2, 1, 4, 3, 5)
+    return lanes.reshape(units, blocks, 32, 8)
 
 
 def dealt(weight: Tensor, blocks: int) -> Tensor:

@@ -62,6 +62,9 @@ DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2], Meanw
   });
 }
 
+// As multiply_32, of 16 places as placed_input() has them.
+DEVICE void multiply_16(float (&sums)[4], uint4 a, uint32_t b0, uint32_t b1) { multiply_add(sums, a.x, a.y, a.z, a.w, b0, b1); }
+
 // Leave sums and sums of squares of the warp's places in 16 rows as [WARPS, 16]: products with ones, and of the rows with themselves, of which
 // the diagonal counts. Adding them up would take ten times the instructions.
 template <int BLOCKS>
@@ -70,9 +73,12 @@ DEVICE void sum_rows(const Place& at, const uint4 (&a)[BLOCKS][2], float2* row_s
   const uint32_t one = pack(1, 1);
 #pragma unroll
   for (int i = 0; i < BLOCKS; i++) {
-    multiply_32(sums, a[i], make_uint4(one, one, one, one));
-    multiply_32(squares[0], a[i], a[i][0]);
-    multiply_32(squares[1], a[i], a[i][1]);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      multiply_16(sums, a[i][half], one, one);
+      multiply_16(squares[0], a[i][half], a[i][half].x, a[i][half].z);
+      multiply_16(squares[1], a[i][half], a[i][half].y, a[i][half].w);
+    }
   }
   bool odd = at.group & 1;
   if (at.quad != at.group >> 1) return;
@@ -96,7 +102,11 @@ DEVICE void multiply_rows(const Place& at, const uint4 (&a)[BLOCKS][2], const un
   for (int i = 0; i < BLOCKS; i++) {
     const uint4* weights = (const uint4*)region + min(at.warp + i * WARPS, HIDDEN / 32 - 1) * 32 + (at.thread & 31);
 #pragma unroll
-    for (int unit = 0; unit < UNITS; unit++) multiply_32(result[unit], a[i], weights[unit * HIDDEN]);
+    for (int unit = 0; unit < UNITS; unit++) {
+      uint4 b = weights[unit * HIDDEN];
+      multiply_16(result[unit], a[i][0], b.x, b.y);
+      multiply_16(result[unit], a[i][1], b.z, b.w);
+    }
   }
 }
 
@@ -318,8 +328,8 @@ struct Chain {
         // A tile too many is another one again, and dropped.
         int tile = at.warp + i * WARPS;
         uint4 a = weights[(block * TILES + ((i + 1) * WARPS > TILES ? min(tile, TILES - 1) : tile)) * 32];
-        multiply_add(result[i][0], a.x, a.y, a.z, a.w, low.x, low.y);
-        multiply_add(result[i][1], a.x, a.y, a.z, a.w, high.x, high.y);
+        multiply_16(result[i][0], a, low.x, low.y);
+        multiply_16(result[i][1], a, high.x, high.y);
       }
     }
     int source = sum == SELF_OUT && at.share >= HEADS ? at.share - HEADS + SELF_SOURCES / 2 : at.share;
@@ -342,7 +352,7 @@ struct Chain {
     Units<HIDDEN> units(at);
     int sources = sources_of(sum), inside = (at.thread & 15) * 2, column = units.first * 8 + inside;
     Element* output = buffers(layer) + (self ? QUERY : sum == CROSS_OUT ? AFTER_CROSS : AFTER_FF);
-    int place = placed(at.rows + (at.thread >> 4), column, HIDDEN);
+    int to_row = at.rows + (at.thread >> 4), place = self ? placed(to_row, column, HIDDEN) : placed_input(to_row, column);
     // Where the result goes is computed before the wait.
     renew(place);
     const Element* from = parts_of(layer, sum) + ((at.rows / 16 * (HIDDEN / 8) + units.first) * sources + at.warp) * 128 + (at.thread & 31) * 4;
@@ -414,7 +424,7 @@ struct Chain {
     }
     if (exists) publish(output + place, pair);
     if (self && inside == 0) {
-      float2* to = (float2*)(buffers(layer) + ROW_SUMS) + (at.rows + (at.thread >> 4)) * GROUPS + at.share;
+      float2* to = (float2*)(buffers(layer) + ROW_SUMS) + to_row * GROUPS + at.share;
       publish_four(to, uint2{__float_as_uint(squares.x), __float_as_uint(squares.y)});
     }
     stamp(p.stamps, 7 + 2 * (layer * KINDS + sum));

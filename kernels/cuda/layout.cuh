@@ -106,6 +106,12 @@ static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCH
 // Where an element lies in what blocks exchange and in keys, [rows / 16, width / 32, 16, 32]: a fragment is one run of 512 bytes.
 DEVICE int placed(int row, int column, int width) { return (row / 16 * (width / 32) + column / 32) * 512 + row % 16 * 32 + column % 32; }
 
+// The same for a product's input [rows / 16, HIDDEN / 16, lanes, 8]: a lane's rows r and r + 8, two columns of either in turn, four columns a
+// lane, which is the order of the registers that multiply them.
+DEVICE int placed_input(int row, int column) {
+  return (row / 16 * (HIDDEN / 16) + column / 16) * 256 + (row % 8 * 4 + column % 16 / 4) * 8 + column % 4 / 2 * 4 + row % 16 / 8 * 2 + column % 2;
+}
+
 // The same for values, which are read along the keys: [keys / 32, HIDDEN, 32].
 DEVICE int placed_value(int key, int column) { return (key / 32 * HIDDEN + column) * 32 + key % 32; }
 
@@ -150,7 +156,7 @@ DEVICE void add_squares(float2& sum, uint4 chunk) {
 
 // Mean and 1 / deviation of `count` numbers, of their sum and that of their squares.
 DEVICE float2 mean_and_scale(float2 sum, int count) {
-  float mean = sum.x / count, variance = sum.y / count - mean * mean;
+  float each = 1.0f / count, mean = sum.x * each, variance = sum.y * each - mean * mean;
   // Not fmaxf, which would turn NaN into a number.
   return make_float2(mean, rsqrtf((variance < 0 ? 0 : variance) + EPS));
 }
