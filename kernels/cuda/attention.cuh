@@ -82,10 +82,13 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
       part.x = pack(finished(low.x, column_sums.x, bias.x), finished(low.y, column_sums.y, bias.y));
       part.y = pack(finished(high.x, column_sums.z, bias.z), finished(high.y, column_sums.w, bias.w));
     }
-    *(uint2*)kept_of(shared, row, four) = part;
+    // As [HEAD / 16, lanes, 4 words], the order of the registers that multiply them; of 16 places a lane has four of eight side by side, as of keys.
+    uint32_t* words = (uint32_t*)(shared + KEPT_AT);
+    int to = ((four >> 5) * 2 + (four >> 2 & 1)) * 128 + ((row & 7) * 4 + (four >> 3 & 3)) * 4 + (row >> 3);
+    words[to] = part.x, words[to + 2] = part.y;
     block_sync();
 #pragma unroll
-    for (int i = 0; i < 4; i++) q[i >> 1][i & 1] = *(const uint4*)kept_of(shared, at.group + (i & 1) * 8, (i >> 1) * 32 + at.quad * 8);
+    for (int i = 0; i < 4; i++) q[i >> 1][i & 1] = *(const uint4*)(words + i * 128 + (at.thread & 31) * 4);
   };
   auto load_keys = [&](int block) {
 #pragma unroll
@@ -135,8 +138,11 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
     float scores[4][4] = {}, higher[2] = {largest[0], largest[1]};
 #pragma unroll
     for (int tile = 0; tile < 4; tile++) {
-      multiply_32(scores[tile], q[0], k[tile][0]);
-      multiply_32(scores[tile], q[1], k[tile][1]);
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        multiply_16(scores[tile], q[half][0], k[tile][half].x, k[tile][half].y);
+        multiply_16(scores[tile], q[half][1], k[tile][half].z, k[tile][half].w);
+      }
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         bool valid = base + at.quad * 8 + tile * 2 + (i & 1) < count;

@@ -62,9 +62,6 @@ DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2], Meanw
   });
 }
 
-// As multiply_32, of 16 places as placed_input() has them.
-DEVICE void multiply_16(float (&sums)[4], uint4 a, uint32_t b0, uint32_t b1) { multiply_add(sums, a.x, a.y, a.z, a.w, b0, b1); }
-
 // Leave sums and sums of squares of the warp's places in 16 rows as [WARPS, 16]: products with ones, and of the rows with themselves, of which
 // the diagonal counts. Adding them up would take ten times the instructions.
 template <int BLOCKS>

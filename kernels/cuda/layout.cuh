@@ -6,9 +6,10 @@
 // has (UNWRITTEN), and whoever needs it reads until the pattern is gone. There are two sets of such buffers; a launch uses one and clears
 // the other for the launch after it.
 //
-// Fragments are 16 bytes a lane: the contracted axis may be permuted at will as long as both sides are, so that in every 32 of its places
-// lane t of a quad holds places 8 t to 8 t + 7. A warp reads its slice of a product's input from the cache in that order, straight into
-// registers; weights of the chain lie in memory in that order and come a product ahead.
+// Fragments are 16 bytes a lane: the contracted axis may be permuted at will as long as both sides are, so that lane t of a quad holds places
+// 8 t to 8 t + 7 of every 32 (keys, values) or 4 t to 4 t + 3 of every 16 (inputs and weights of the chain's products). A warp reads its slice
+// of a product's input from the cache in that order, straight into registers; weights of the chain lie in memory in that order and come two
+// steps ahead.
 
 __host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
 
@@ -161,8 +162,5 @@ DEVICE float2 mean_and_scale(float2 sum, int count) {
   return make_float2(mean, rsqrtf((variance < 0 ? 0 : variance) + EPS));
 }
 
-// a: rows r and r + 8, b: column; 32 places of the contracted axis.
-DEVICE void multiply_32(float (&sums)[4], const uint4 (&a)[2], uint4 b) {
-  multiply_add(sums, a[0].x, a[1].x, a[0].y, a[1].y, b.x, b.y);
-  multiply_add(sums, a[0].z, a[1].z, a[0].w, a[1].w, b.z, b.w);
-}
+// a: rows r and r + 8, b: column; 16 places of the contracted axis.
+DEVICE void multiply_16(float (&sums)[4], uint4 a, uint32_t b0, uint32_t b1) { multiply_add(sums, a.x, a.y, a.z, a.w, b0, b1); }
