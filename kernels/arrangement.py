@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
-__all__ = ["biases_and_sums", "fragments", "placed", "side_by_side", "swizzled"]
+__all__ = ["biases_and_sums", "dealt", "fragments", "placed", "side_by_side", "sliced_fragments", "swizzled"]
 
 
 def fragments(weight: Tensor) -> Tensor:
-    """A weight [N, K] as the chain reads it, [N / 8, K / 32, 32, 8]: by unit of rows, block of columns and lane."""
+    """A weight [N, K] as the chain reads it, [N / 8, K / 32, 32, 8]: by unit of rows, block of columns and lane.
+
+    A lane has four columns of either half of a block, see `placed_input` in layout.cuh.
+    """
     units, blocks = weight.shape[0] // 8, weight.shape[1] // 32
-    return weight.reshape(units, 8, blocks, 4, 8).transpose(1, 2).reshape(units, blocks, 32, 8).contiguous()
+    lanes = weight.reshape(units, 8, blocks, 2, 4, 4).permute(0, 2, 1, 4, 3, 5)
+    return lanes.reshape(units, blocks, 32, 8)
+
+
+def dealt(weight: Tensor, blocks: int) -> Tensor:
+    """Of fragments [units, ...] what each of `blocks` has, or one unit more: [blocks, most that one has, ...]."""
+    units = weight.shape[0]
+    first = torch.arange(blocks, device=weight.device) * units // blocks
+    return weight[first[:, None] + torch.arange(-(-units // blocks), device=weight.device)]
+
+
+def sliced_fragments(weight: Tensor, slices: int) -> Tensor:
+    """A weight [N, K] as blocks read it that hold a slice of its input each, [slices, places / 16, N / 16, 32, 8].
+
+    Units of 8 columns are dealt out as those of a product to its blocks; zeros fill up shorter slices.
+    """
+    n, units = weight.shape[0], weight.shape[1] // 8
+    bounds = [8 * (i * units // slices) for i in range(slices + 1)]
+    places = -(-max(last - first for first, last in pairwise(bounds)) // 16) * 16
+    parts = [
+        torch.nn.functional.pad(weight[:, first:last], (0, places - (last - first)))
+        for first, last in pairwise(bounds)
+    ]
+    lanes = torch.stack(parts).reshape(slices, n // 16, 2, 8, places // 16, 4, 2, 2)
+    return lanes.permute(0, 4, 1, 3, 5, 6, 2, 7).reshape(slices, places // 16, n // 16, 32, 8)
 
 
 def side_by_side(weight: Tensor) -> Tensor:

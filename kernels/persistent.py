@@ -18,7 +18,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from foresight.kernels.arrangement import biases_and_sums, fragments, placed, side_by_side, swizzled
+from foresight.kernels.arrangement import (
+    biases_and_sums,
+    dealt,
+    fragments,
+    placed,
+    side_by_side,
+    sliced_fragments,
+    swizzled,
+)
 
 __all__ = [
     "STAMPS",
@@ -32,9 +40,8 @@ __all__ = [
 _FOLDER = Path(__file__).parent / "cuda"
 _SOURCES = ("layout.cuh", "projection.cuh", "keys_values.cuh", "attention.cuh", "chain.cuh", "adapter.cu")
 _TILE = 128
-_WIDEST = 3072
-# Floats that a warp leaves of a row.
-_LINE = 88
+# Most units of 8 columns that a block has of a wide product.
+_WIDEST = 11
 _STAGES = 5
 # Of a block's shared memory, what the context may use.
 _ROOM = 232_448 - 1024 - 4 * 8
@@ -115,17 +122,14 @@ class PersistentShape:
         # Self-attention waits for one block of 32 keys a warp.
         if self.num_queries > 256:
             return f"{self.num_queries} queries: at most 256"
-        if self.groups < self.num_heads or not self._fits_a_block():
+        if self.groups < 2 * self.num_heads or not self._fits_a_block():
             return f"{self.num_queries} queries of {self.hidden_dim}: too much for {self.blocks} blocks"
-        # A thread holds its part of two rows in registers.
-        if self.ff_dim > _WIDEST:
-            return f"feed-forward of {self.ff_dim}: at most {_WIDEST}"
         if self.shared_bytes > shared_memory:
             return f"{self.shared_bytes} bytes of shared memory: the device has {shared_memory} a block"
         return None
 
     def _fits_a_block(self) -> bool:
-        return self._units(self.hidden_dim) <= 4 and max(map(self._units, self._wide_widths)) <= _LINE // 8
+        return self._units(self.hidden_dim) <= 4 and max(map(self._units, self._wide_widths)) <= _WIDEST
 
     @property
     def _wide_widths(self) -> tuple[int, ...]:
@@ -150,7 +154,7 @@ class PersistentShape:
     def out_passes(self) -> int:
         """In how many parts the output is made, so that a part's weights fit into shared memory."""
         passes = (n for n in range(1, self.output_dim // 8 + 1) if self.output_dim % (8 * n) == 0)
-        return next((n for n in passes if self._units(self.output_dim // n) <= _LINE // 8), 1)
+        return next((n for n in passes if self._units(self.output_dim // n) <= _WIDEST), 1)
 
     @cached_property
     def splits(self) -> int:
@@ -160,13 +164,19 @@ class PersistentShape:
     @cached_property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
-        h, widest = self.hidden_dim, max(self.hidden_dim, self.ff_dim)
-        narrow, wide = self._units(h), max(map(self._units, self._wide_widths))
-        chain = 16 * (max(narrow * widest, wide * h) + max(narrow, wide) * h) + 8 * 16 * _LINE * 4
+        h, narrow, kept = self.hidden_dim, self._units(self.hidden_dim), max(64, self._kept_columns)
+        wide = max(self._units(3 * h) + narrow, *map(self._units, self._wide_widths))
+        line = _divide_up(8 * wide - 24, 32) * 32 + 24
+        chain = 2 * 2 * max(8 * wide, kept) * h + 8 * 16 * line * 4 + 16 * (kept | 16) * 2 + 16 * narrow * 32
         stages = _STAGES * (_TILE + self.columns) * 128
         keys_values = self.key_value_columns * h * 2
         keys_values += max(64 * h * 2, min(stages, _ROOM // 1024 * 1024 - keys_values))
         return max(stages, keys_values, chain) + 1024 + 4 * 8
+
+    @cached_property
+    def _kept_columns(self) -> int:
+        """Columns of the feed-forward that a block keeps, in whole fragments."""
+        return _divide_up(self._units(self.ff_dim), 2) * 16
 
     @cached_property
     def key_value_columns(self) -> int:
@@ -192,8 +202,12 @@ class PersistentShape:
     @cached_property
     def exchange_elements(self) -> int:
         """Elements of one of the two sets of buffers through which blocks exchange results."""
-        wide = (8 + self.splits) * self.hidden_dim + self.ff_dim + 8 * self.num_heads
-        return self.num_layers * (self.rows * wide + _divide_up(self.rows, 32) * 32 * self.hidden_dim)
+        h, heads = self.hidden_dim, self.num_heads
+        to_query = self.rows * ((3 + 16 * _divide_up(heads, 8)) * h + 4 * self.groups)
+        to_query += _divide_up(self.rows, 32) * 32 * h
+        rest = self.rows * ((2 + self.splits * heads + self.groups) * h + 8 * heads)
+        # The first layer's query is a constant.
+        return self.num_layers * (to_query + rest) - to_query
 
     def _units(self, width: int) -> int:
         return _divide_up(width // 8, self.groups) if self.groups else width
@@ -281,13 +295,25 @@ _COUNTS = ("vlm_tokens", "dino_tokens", "share")
 _POINTERS = ("vlm_weights", "dino_weights", "vlm_sums", "dino_sums", "key_value_weights", "key_value_bias", "hidden_states", "query", "weights", "columns")
 
 
-def _products(weights: Weights) -> Iterator[_Linear]:
-    """The chain's products, in their order."""
+def _steps(weights: Weights, shape: PersistentShape) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Weights as they lie in memory, biases and sums of columns of the chain's steps, in the order of layout.cuh."""
+    none = weights.query.new_empty(0, dtype=shape.dtype)
+    heads, blocks = shape.num_heads, shape.groups
     for layer in weights.layers:
         if layer.queries is not None:
-            yield from (layer.queries.qkv, layer.queries.out, layer.queries.query)
-        yield from (layer.cross_out, layer.up, layer.down)
-    yield weights.out
+            qkv, out, query = layer.queries.qkv, layer.queries.out, layer.queries.query
+            both = [dealt(fragments(linear.weight), blocks) for linear in (qkv, query)]
+            yield torch.cat(both, dim=1), qkv.bias, qkv.sums
+            # The query's product after the output's, as one.
+            follows = query.weight.float()
+            whole = (follows @ out.weight.float()).to(shape.dtype)
+            slices = [sliced_fragments(weight, heads) for weight in (out.weight, whole)]
+            yield torch.cat(slices), out.bias, follows @ out.bias
+            yield none, query.bias, query.sums
+        yield sliced_fragments(layer.cross_out.weight, heads), layer.cross_out.bias, None
+        yield fragments(layer.up.weight), layer.up.bias, layer.up.sums
+        yield sliced_fragments(layer.down.weight, blocks), layer.down.bias, None
+    yield fragments(weights.out.weight), weights.out.bias, weights.out.sums
 
 
 class PersistentParameters:
@@ -304,12 +330,10 @@ class PersistentParameters:
         self._vlm = swizzled(side_by_side(weights.vlm.weight), shape.columns)
         self._dino = swizzled(side_by_side(weights.dino.weight), shape.columns)
         self._key_values = swizzled(side_by_side(weights.keys_values.weight), shape.key_value_columns)
-        products = list(_products(weights))
-        self._weights = torch.cat([fragments(linear.weight).flatten() for linear in products])
-        parts = [1] * (len(products) - 1) + [shape.out_passes]
-        columns = (
-            biases_and_sums(linear.bias, linear.sums, n) for linear, n in zip(products, parts, strict=True)
-        )
+        steps = list(_steps(weights, shape))
+        self._weights = torch.cat([weight.flatten() for weight, _, _ in steps])
+        parts = [1] * (len(steps) - 1) + [shape.out_passes]
+        columns = (biases_and_sums(bias, sums, n) for (_, bias, sums), n in zip(steps, parts, strict=True))
         self._columns = torch.cat(list(columns))
 
         class Parameters(ctypes.Structure):

@@ -47,6 +47,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   Chain chain = {p, at, shared, exchange, clearing, {0, 0}, 0};
   // Where the context's tiles were.
   chain.fetch<CROSS_OUT>(0, 0);
+  chain.fetch<UP>(0, 1);
   chain.load_residual();
   chain.run();
 }

@@ -1,10 +1,12 @@
 // Attention of a block's rows in one head, as a step of the chain.
 
-// Merge what `warps` warps found of their blocks of keys, rows `group` and `group` + 8 of each: largest score, sum and mixture. Writes as `attend`.
-DEVICE void merge_warps(const Place& at, unsigned char* shared, int first_column, int warps, const float (&largest)[2], float (&total)[2],
-                        const float (&mixed)[8][4], Element* output, float* logs) {
-  // Where the product before this may still be read.
-  block_sync();
+// What a block keeps, [16, KEPT_LINE], for `scatter`.
+DEVICE Element* kept_of(unsigned char* shared, int row, int column) { return (Element*)(shared + KEPT_AT) + row * KEPT_LINE + column; }
+
+// Merge what `warps` warps found of their blocks of keys, rows `group` and `group` + 8 of each: largest score, sum and mixture. Keeps and writes
+// as `attend`.
+DEVICE void merge_warps(const Place& at, unsigned char* shared, int warps, const float (&largest)[2], float (&total)[2], const float (&mixed)[8][4],
+                        float* logs) {
   constexpr int STRIDE = 72;
   float2* heads = (float2*)(shared + SUMS_AT);
   float* mixtures = (float*)(shared + SLICES_AT);
@@ -31,23 +33,63 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int first_column
     merged[0] += share * x.x, merged[1] += share * x.y, merged[2] += share * y.x, merged[3] += share * y.y;
   }
   float scale = sum == 0 ? 0 : reciprocal(sum);
-  Element* to = output + placed(at.rows + row, first_column + column, HIDDEN);
-  publish_four(to, uint2{pack(merged[0] * scale, merged[1] * scale), pack(merged[2] * scale, merged[3] * scale)});
+  *(uint2*)kept_of(shared, row, column) = uint2{pack(merged[0] * scale, merged[1] * scale), pack(merged[2] * scale, merged[3] * scale)};
   if (logs && (at.thread & 15) == 0) {
     float log = sum == 0 ? EMPTY : peak + logarithm_of_two(sum);
     publish(logs + (at.rows + row) * HEADS * 4, log != log ? 0x7fffffffu : __float_as_uint(log));
   }
-  // What follows writes where this reads.
-  block_sync();
 }
 
+// What a query still needs: the norm of rows of which GROUPS blocks left sums and sums of squares [ROWS, GROUPS], unless null, and its columns'
+// biases, with sums HIDDEN further on.
+struct QueryNorm {
+  const float2* row_sums;
+  const float* columns;
+};
+
 // Attention of the block's rows in the head of HEAD columns from `column` on, over blocks of 32 keys, a warp a block at a time. Queries and,
-// `key_column` columns further on, keys are `width` wide, `limit` of these; `count` keys take part. Writes [ROWS, HIDDEN] and, unless null,
+// `key_column` columns further on, keys are `width` wide, `limit` of these; `count` keys take part. Keeps [16, HEAD] and writes, unless null,
 // logs [ROWS, HEADS, 4].
-DEVICE void attend(const Place& at, unsigned char* shared, int column, const Element* query, const Element* keys, int width, int key_column,
-                   const Element* values, int first, int last, int count, int limit, Element* output, float* logs) {
+DEVICE void attend(const Place& at, unsigned char* shared, int column, const Element* query, QueryNorm norm, const Element* keys, int width,
+                   int key_column, const Element* values, int first, int last, int count, int limit, float* logs) {
+  constexpr int SUMS = divide_up(GROUPS, 16);
   float largest[2] = {EMPTY, EMPTY}, total[2] = {0, 0}, mixed[8][4] = {};
   uint4 q[2][2], k[4][2], v[8];
+  // A thread brings four columns of the query for all warps.
+  int row = at.thread >> 4, four = (at.thread & 15) * 4;
+  uint2 part, found[SUMS] = {};
+  float4 bias = {}, column_sums = {};
+  if (norm.row_sums) bias = *(const float4*)(norm.columns + column + four), column_sums = *(const float4*)(norm.columns + HIDDEN + column + four);
+  auto load_query = [&] {
+    part = load_pair(query + placed(at.rows + row, column + four, width));
+    uint32_t largest = max(part.x, part.y);
+#pragma unroll
+    for (int i = 0; i < SUMS; i++) {
+      int share = i * 16 + (at.thread & 15);
+      if (norm.row_sums && share < GROUPS) found[i] = load_pair(norm.row_sums + (at.rows + row) * GROUPS + share);
+      largest = max(largest, max(found[i].x, found[i].y));
+    }
+    return largest;
+  };
+  auto place_query = [&] {
+    if (norm.row_sums) {
+      float2 sum = {0, 0};
+#pragma unroll
+      for (int i = 0; i < SUMS; i++) sum.x += __uint_as_float(found[i].x), sum.y += __uint_as_float(found[i].y);
+      sum = half_warp_sum(sum);
+      float2 statistics = mean_and_scale(sum, 1.0f / HIDDEN), low = unpack(part.x), high = unpack(part.y);
+      auto finished = [&](float x, float sum, float bias) { return statistics.y * (x - statistics.x * sum) + bias; };
+      part.x = pack(finished(low.x, column_sums.x, bias.x), finished(low.y, column_sums.y, bias.y));
+      part.y = pack(finished(high.x, column_sums.z, bias.z), finished(high.y, column_sums.w, bias.w));
+    }
+    // As [HEAD / 16, lanes, 4 words], the order of the registers that multiply them; of 16 places a lane has four of eight side by side, as of keys.
+    uint32_t* words = (uint32_t*)(shared + KEPT_AT);
+    int to = ((four >> 5) * 2 + (four >> 2 & 1)) * 128 + ((row & 7) * 4 + (four >> 3 & 3)) * 4 + (row >> 3);
+    words[to] = part.x, words[to + 2] = part.y;
+    block_sync();
+#pragma unroll
+    for (int i = 0; i < 4; i++) q[i >> 1][i & 1] = *(const uint4*)(words + i * 128 + (at.thread & 31) * 4);
+  };
   auto load_keys = [&](int block) {
 #pragma unroll
     for (int tile = 0; tile < 4; tile++) {
@@ -74,29 +116,33 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
     for (int tile = 0; tile < 8; tile++) largest = max(largest, largest_word(v[tile]));
     return largest;
   };
-  // Every block has a key that counts, so that those that do not end as zeros.
   last = min(last, divide_up(count, 32));
+  int warps = min(WARPS, max(last - first, 1)), block = first + at.warp;
   bool query_there = false;
+  // A warp without keys takes part for the query.
 #pragma unroll 1
-  for (int block = first + at.warp; block < last; block += WARPS) {
+  do {
     int base = block * 32;
-    bool keys_there = false;
+    bool keys_there = block >= last, had_query = query_there;
     while (true) {
+      uint32_t largest = 0;
       if (!keys_there) load_keys(block), load_values(block);
-      if (!query_there)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-          q[i >> 1][i & 1] = load_fresh(query + placed(at.rows + at.group + (i & 1) * 8, column + (i >> 1) * 32 + at.quad * 8, width));
-      keys_there = warp_all(max(largest_key(), largest_value()) != UNWRITTEN);
-      query_there = warp_all(max(max(largest_word(q[0][0]), largest_word(q[0][1])), max(largest_word(q[1][0]), largest_word(q[1][1]))) != UNWRITTEN);
+      if (!query_there) largest = load_query();
+      keys_there = warp_all(block >= last || max(largest_key(), largest_value()) != UNWRITTEN);
+      query_there = warp_all(largest != UNWRITTEN);
       if (keys_there && query_there) break;
       relax(REST);
     }
+    if (!had_query) place_query();
+    if (block >= last) break;
     float scores[4][4] = {}, higher[2] = {largest[0], largest[1]};
 #pragma unroll
     for (int tile = 0; tile < 4; tile++) {
-      multiply_32(scores[tile], q[0], k[tile][0]);
-      multiply_32(scores[tile], q[1], k[tile][1]);
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        multiply_16(scores[tile], q[half][0], k[tile][half].x, k[tile][half].y);
+        multiply_16(scores[tile], q[half][1], k[tile][half].z, k[tile][half].w);
+      }
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         bool valid = base + at.quad * 8 + tile * 2 + (i & 1) < count;
@@ -130,52 +176,22 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
       multiply_add(mixed[tile], weights[0][0], weights[0][1], weights[1][0], weights[1][1], v[tile].x, v[tile].y);
       multiply_add(mixed[tile], weights[2][0], weights[2][1], weights[3][0], weights[3][1], v[tile].z, v[tile].w);
     }
-  }
-  merge_warps(at, shared, column, min(WARPS, max(last - first, 1)), largest, total, mixed, output, logs);
+    block += WARPS;
+  } while (block < last);
+  merge_warps(at, shared, warps, largest, total, mixed, logs);
 }
 
-// Eight places of a row of an attention, of its parts over the context and their logs.
-DEVICE uint4 merge(const uint4 (&parts)[SPLITS], uint4 log) {
+// The share of a part of an attention over the context, of the logs of all parts' sums.
+DEVICE float share_of(uint4 log, int split) {
   const uint32_t logs[4] = {log.x, log.y, log.z, log.w};
-  float largest = EMPTY, total = 0, share[SPLITS];
+  float largest = EMPTY, total = 0, own = 0;
 #pragma unroll
   for (int s = 0; s < SPLITS; s++) largest = fmaxf(largest, __uint_as_float(logs[s]));
 #pragma unroll
-  for (int s = 0; s < SPLITS; s++) total += share[s] = power_of_two(__uint_as_float(logs[s]) - largest);
-  float scale = reciprocal(total);
-  uint32_t merged[4];
-#pragma unroll
-  for (int word = 0; word < 4; word++) {
-    float x = 0, y = 0;
-#pragma unroll
-    for (int s = 0; s < SPLITS; s++) {
-      const uint32_t pairs[4] = {parts[s].x, parts[s].y, parts[s].z, parts[s].w};
-      float2 pair = unpack(pairs[word]);
-      x += share[s] * pair.x;
-      y += share[s] * pair.y;
-    }
-    merged[word] = pack(x * scale, y * scale);
+  for (int s = 0; s < SPLITS; s++) {
+    float share = power_of_two(__uint_as_float(logs[s]) - largest);
+    total += share;
+    if (s == split) own = share;
   }
-  return make_uint4(merged[0], merged[1], merged[2], merged[3]);
-}
-
-// Of the parts [SPLITS, ROWS, HIDDEN] of a head, with logs of their sums [ROWS, HEADS, 4], the blocks that made them merge every SPLITS-th
-// eight columns each, so that those who need the result do not all read all parts.
-DEVICE void merge_parts(const Place& at, int split, int head, const Element* parts, const uint32_t* logs, Element* merged) {
-  int row = at.rows + (at.thread >> 3), chunk = at.thread & 7, place = placed(row, head * HEAD + chunk * 8, HIDDEN);
-  // Whole warps, which wait together.
-  if (at.thread >= 16 * 8) return;
-  uint4 part[SPLITS], log;
-  await(0, [&] {
-    log = load_fresh(logs + (row * HEADS + head) * 4);
-    uint32_t largest = largest_log(log);
-#pragma unroll
-    for (int s = 0; s < SPLITS; s++) {
-      part[s] = load_fresh(parts + s * ROWS * HIDDEN + place);
-      largest = max(largest, largest_word(part[s]));
-    }
-    return chunk % SPLITS == split ? largest : 0;
-  });
-  uint4 sum = merge(part, log);
-  if (chunk % SPLITS == split) publish_eight(merged + place, sum);
+  return own * reciprocal(total);
 }

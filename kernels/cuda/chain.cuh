@@ -1,19 +1,22 @@
 // The chain of products and attentions on the queries.
 
 __host__ __device__ constexpr int width_of(int kind) { return kind == QKV ? 3 * HIDDEN : kind == UP ? FF : kind == KINDS ? OUT / OUT_PASSES : HIDDEN; }
-__host__ __device__ constexpr int dim_of(int kind) { return kind == DOWN ? FF : HIDDEN; }
-__host__ __device__ constexpr bool is_product(int kind) { return kind != SELF_ATTEND && kind != CROSS_ATTEND; }
-__host__ __device__ constexpr bool has_norm(int kind) { return kind == QKV || kind == QUERY_OUT || kind == UP || kind == KINDS; }
+// Whose blocks read all of their input and make some columns; the weights of a sum are cut along its input.
+__host__ __device__ constexpr bool is_product(int kind) { return kind == QKV || kind == UP || kind == KINDS; }
 
-// Where a layer's product begins among all weights, and among biases and sums of columns; those of the first layer begin with CROSS_OUT.
+// Where a layer's step begins among all weights, and among biases and sums of columns; those of the first layer begin with CROSS_OUT.
+__host__ __device__ constexpr int weight_size(int kind) {
+  return kind == SELF_ATTEND || kind == CROSS_ATTEND ? 0
+         : (kind == QKV ? GROUPS * QKV_UNITS * 8 : kind == SELF_OUT ? 2 * HIDDEN : kind == DOWN ? GROUPS * KEPT_FF : width_of(kind)) * HIDDEN;
+}
 __host__ __device__ constexpr int weight_offset(int kind) {
   int offset = 0;
-  for (int before = 0; before < kind; before++) offset += is_product(before) ? width_of(before) * dim_of(before) : 0;
+  for (int before = 0; before < kind; before++) offset += weight_size(before);
   return offset;
 }
 __host__ __device__ constexpr int column_offset(int kind) {
   int offset = 0;
-  for (int before = 0; before < kind; before++) offset += is_product(before) ? 2 * width_of(before) : 0;
+  for (int before = 0; before < kind; before++) offset += before == SELF_ATTEND ? 0 : 2 * width_of(before);
   return offset;
 }
 
@@ -28,16 +31,8 @@ DEVICE const float* columns_of(const Parameters& p, int layer) {
   return p.columns + layer * column_offset(KINDS) + (column_offset(KIND % KINDS) - column_offset(CROSS_OUT));
 }
 
-// Where among a layer's buffers a product finds its input, the layer's before for QKV and the output, and leaves what it makes.
-__host__ __device__ constexpr int input_of(int kind) {
-  return kind == SELF_OUT ? MIXED : kind == CROSS_OUT ? ATTENDED : kind == QUERY_OUT ? AFTER_SELF : kind == UP ? AFTER_CROSS
-         : kind == DOWN ? RAISED : AFTER_FF - LAYER_EXCHANGE;
-}
-
-__host__ __device__ constexpr int output_of(int kind) {
-  return kind == QKV ? QUERY_KEYS : kind == SELF_OUT ? AFTER_SELF : kind == QUERY_OUT ? QUERY : kind == CROSS_OUT ? AFTER_CROSS
-         : kind == UP ? RAISED : AFTER_FF;
-}
+// Where among a layer's buffers a product finds its input, the layer's before for QKV and the output.
+__host__ __device__ constexpr int input_of(int kind) { return kind == UP ? AFTER_CROSS : AFTER_FF - LAYER_EXCHANGE; }
 
 // The block's units of 8 columns.
 template <int WIDTH>
@@ -46,28 +41,16 @@ struct Units {
   DEVICE Units(const Place& at) : first(at.share * (WIDTH / 8) / GROUPS), last((at.share + 1) * (WIDTH / 8) / GROUPS) {}
 };
 
-// A product's weight lies as its fragments do: [units of 8 rows, blocks of 32 columns, lanes, 8], see fragments() in persistent.py. A block's
-// units are one piece of it, for which all warps ask, so that none is late for the next step. Bytes may come before they are expected.
-template <int WIDTH, int DIM>
-DEVICE void fetch_weights(const Place& at, const Element* weight, unsigned char* region, uint64_t* arrival) {
-  if (at.thread & 31) return;
-  Units<WIDTH> units(at);
-  if (at.warp == 0) expect_bytes(arrival, (units.last - units.first) * DIM * 16);
-#pragma unroll
-  for (int unit = at.warp; unit < block_units(WIDTH); unit += WARPS)
-    if (unit < units.last - units.first) copy_bulk(region + unit * DIM * 16, weight + (units.first + unit) * DIM * 8, DIM * 16, arrival);
-}
-
-// The block's 16 rows of x [ROWS, DIM] as fragments, once they are written; a warp has every eighth 32 places of the contracted axis.
+// The block's 16 rows of x [ROWS, HIDDEN] as fragments, once they are written; a warp has every eighth 32 places of the contracted axis.
 // `meanwhile` is done while the first answer is on its way.
-template <int DIM, int BLOCKS, typename Meanwhile>
+template <int BLOCKS, typename Meanwhile>
 DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2], Meanwhile meanwhile) {
-  const Element* from = x + at.rows * DIM + at.warp * 512 + (at.thread & 31) * 8;
+  const Element* from = x + at.rows * HIDDEN + at.warp * 512 + (at.thread & 31) * 8;
   bool first_time = true;
   await(REST, [&] {
 #pragma unroll
     for (int i = 0; i < BLOCKS; i++)
-      if (at.warp + i * WARPS < DIM / 32)
+      if (at.warp + i * WARPS < HIDDEN / 32)
 #pragma unroll
         for (int half = 0; half < 2; half++) a[i][half] = load_fresh(from + half * 256 + i * WARPS * 512);
     if (first_time) meanwhile();
@@ -79,16 +62,25 @@ DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2], Meanw
   });
 }
 
-// Sums and sums of squares of the warp's places in rows `group` and `group` + 8, in all four lanes of a quad.
+// Leave sums and sums of squares of the warp's places in 16 rows as [WARPS, 16]: products with ones, and of the rows with themselves, of which
+// the diagonal counts. Adding them up would take ten times the instructions.
 template <int BLOCKS>
-DEVICE void sum_rows(const uint4 (&a)[BLOCKS][2], float2 (&sums)[2]) {
+DEVICE void sum_rows(const Place& at, const uint4 (&a)[BLOCKS][2], float2* row_sums) {
+  float sums[4] = {}, squares[2][4] = {};
+  const uint32_t one = pack(1, 1);
 #pragma unroll
-  for (int half = 0; half < 2; half++) {
-    float2 sum = {0, 0};
+  for (int i = 0; i < BLOCKS; i++) {
 #pragma unroll
-    for (int i = 0; i < BLOCKS; i++) add_squares(sum, a[i][half]);
-    sums[half] = make_float2(quad_sum(sum.x), quad_sum(sum.y));
+    for (int half = 0; half < 2; half++) {
+      multiply_16(sums, a[i][half], one, one);
+      multiply_16(squares[0], a[i][half], a[i][half].x, a[i][half].z);
+      multiply_16(squares[1], a[i][half], a[i][half].y, a[i][half].w);
+    }
   }
+  bool odd = at.group & 1;
+  if (at.quad != at.group >> 1) return;
+  row_sums[at.warp * 16 + at.group] = make_float2(sums[0], odd ? squares[0][1] : squares[0][0]);
+  row_sums[at.warp * 16 + at.group + 8] = make_float2(sums[2], odd ? squares[1][3] : squares[1][2]);
 }
 
 // Mean and 1 / deviation of a row, of the sums [WARPS, 16] that its warps found.
@@ -101,13 +93,17 @@ DEVICE float2 row_statistics(const float2* sums, int row) {
 
 // A warp's part of all units of columns, over its slice of the contracted axis. A block may have a unit less, whose place in the region
 // then holds anything and whose result nobody reads; a place too many of the axis meets zeros. Neither needs a branch.
-template <int DIM, int UNITS, int BLOCKS>
+template <int UNITS, int BLOCKS>
 DEVICE void multiply_rows(const Place& at, const uint4 (&a)[BLOCKS][2], const unsigned char* region, float (&result)[UNITS][4]) {
 #pragma unroll
   for (int i = 0; i < BLOCKS; i++) {
-    const uint4* weights = (const uint4*)region + min(at.warp + i * WARPS, DIM / 32 - 1) * 32 + (at.thread & 31);
+    const uint4* weights = (const uint4*)region + min(at.warp + i * WARPS, HIDDEN / 32 - 1) * 32 + (at.thread & 31);
 #pragma unroll
-    for (int unit = 0; unit < UNITS; unit++) multiply_32(result[unit], a[i], weights[unit * DIM]);
+    for (int unit = 0; unit < UNITS; unit++) {
+      uint4 b = weights[unit * HIDDEN];
+      multiply_16(result[unit], a[i][0], b.x, b.y);
+      multiply_16(result[unit], a[i][1], b.z, b.w);
+    }
   }
 }
 
@@ -137,7 +133,7 @@ struct Clearing {
   DEVICE Clearing(const Exchange& other) {
     next = (uint4*)other.chain + block_index() * THREADS + thread_index();
     end = (uint4*)other.end;
-    each = divide_up((int)(end - (uint4*)other.chain), GRID * THREADS * PRODUCTS);
+    each = divide_up((int)(end - (uint4*)other.chain), GRID * THREADS * WAITS);
   }
   DEVICE void advance() {
     for (int i = 0; i < each && next < end; i++, next += GRID * THREADS) *next = make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN);
@@ -153,28 +149,39 @@ struct Chain {
   unsigned char* shared;
   const Exchange& exchange;
   Clearing clearing;
-  float2 residual;  // of this thread's columns, where a product has one
-  int turn;         // of products; its parity says which region of weights is meant
+  float2 residual;  // of this thread's columns of sums
+  int turn;         // of weights; its parity says which region of them is meant
 
-  DEVICE unsigned char* region(int turn) const { return shared + (turn & 1) * EVEN_REGION; }
+  DEVICE unsigned char* region(int turn) const { return shared + (turn & 1) * REGION; }
   DEVICE uint64_t* arrival(int turn) const { return (uint64_t*)(shared + ARRIVALS_AT) + (turn & 1); }
+  DEVICE void wait_for_weights() const { wait_for_bytes(arrival(turn), turn >> 1 & 1); }
+  DEVICE Element* buffers(int layer) const { return exchange.chain + (layer * LAYER_EXCHANGE - CROSS_PARTS); }
+  DEVICE float* slices() const { return (float*)(shared + SLICES_AT); }
+  DEVICE float2* query_of(int inside) const { return (float2*)(shared + QUERY_AT) + (at.thread >> 4) * NARROW * 4 + inside / 2; }
 
-  template <int KIND>
-  DEVICE void fetch(int layer, int turn, int part = 0) {
-    const Element* weight = weights_of<KIND>(p, layer) + part * width_of(KIND) * dim_of(KIND);
-    fetch_weights<width_of(KIND), dim_of(KIND)>(at, weight, region(turn), arrival(turn));
+  // Blocks that have a part of a sum, and places for parts.
+  DEVICE int blocks_of(int sum) const { return sum == SELF_OUT ? 2 * HEADS : sum == CROSS_OUT ? HEADS * SPLITS : GROUPS; }
+  DEVICE int sources_of(int sum) const { return sum == SELF_OUT ? SELF_SOURCES : blocks_of(sum); }
+  DEVICE Element* parts_of(int layer, int sum) const {
+    return buffers(layer) + (sum == SELF_OUT ? SELF_PARTS : sum == CROSS_OUT ? CROSS_PARTS : FF_PARTS);
   }
 
-  // Ask for the next product's weights, in the place of those of the product before.
+  // Ask for the block's weights of a step in one piece, in the place of those two turns before. Of a product that is most units that a block
+  // has, see fragments() and dealt() in arrangement.py; of a sum the block's slice, see sliced_fragments(), or nothing.
   template <int KIND>
-  DEVICE void fetch_next(int layer, bool self) {
-    if (KIND == QKV) fetch<SELF_OUT>(layer, turn + 1);
-    if (KIND == QUERY_OUT) fetch<CROSS_OUT>(layer, turn + 1);
-    if (KIND == CROSS_OUT && self) fetch<QUERY_OUT>(layer, turn + 1);
-    if (KIND == CROSS_OUT && !self) fetch<UP>(layer, turn + 1);
-    if (KIND == UP) fetch<DOWN>(layer, turn + 1);
-    if (KIND == DOWN && layer + 1 < LAYERS) fetch<QKV>(layer + 1, turn + 1);
-    if (KIND == DOWN && layer + 1 == LAYERS) fetch<KINDS>(LAYERS, turn + 1);
+  DEVICE void fetch(int layer, int turn, int part = 0) const {
+    if (at.thread > 0) return;
+    const Element* from = weights_of<KIND>(p, layer) + part * width_of(KIND) * HIDDEN;
+    int size = 8 * (KIND == QKV ? QKV_UNITS : block_units(width_of(KIND))) * HIDDEN;
+    if (KIND == UP || KIND == KINDS) {
+      from += Units<width_of(KIND)>(at).first * 8 * HIDDEN;
+    } else {
+      if (!is_product(KIND)) size = (KIND == DOWN ? KEPT_FF : HEAD) * HIDDEN;
+      from += (KIND == CROSS_OUT ? at.share % HEADS : at.share) * size;
+      if (!is_product(KIND) && at.share >= blocks_of(KIND)) size = 0;
+    }
+    expect_bytes(arrival(turn), size * 2);
+    if (size > 0) copy_bulk(region(turn), from, size * 2, arrival(turn));
   }
 
   DEVICE void load_residual() {
@@ -184,96 +191,95 @@ struct Chain {
     if (row < QUERIES && column < units.last * 8) residual = *(const float2*)(p.hidden_states + row * HIDDEN + column);
   }
 
-  // A product, with the norm before it and GELU or the residual after it. It writes the next step's input: for QKV queries and keys
-  // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; behind the last layer all parts of the output, one after the other.
-  // SELF_OUT goes by the code of CROSS_OUT, with `self`.
+  // A product, with the norm before it and GELU after it. It writes the next step's input: for QKV queries and keys [ROWS, 2 HIDDEN] and values
+  // [HIDDEN, ROWS], behind the last layer all parts of the output, one after the other. What UP makes is kept, as is what QKV makes of the query.
   template <int KIND>
-  DEVICE void product(int layer, bool self = false) {
-    constexpr int DIM = dim_of(KIND), WIDTH = width_of(KIND), BLOCKS = divide_up(DIM / 32, WARPS), UNITS = block_units(WIDTH), PASSES = divide_up(UNITS, 4);
-    constexpr bool NORM = has_norm(KIND);
-    Element* own = exchange.chain + layer * LAYER_EXCHANGE;
+  DEVICE void product(int layer) {
+    constexpr int WIDTH = width_of(KIND), BLOCKS = divide_up(HIDDEN / 32, WARPS), OWN = block_units(WIDTH), UNITS = KIND == QKV ? QKV_UNITS : OWN;
+    constexpr int PASSES = divide_up(OWN, 4);
     Units<WIDTH> units(at);
-    float* parts = (float*)(shared + SLICES_AT);
     float2* row_sums = (float2*)(shared + SUMS_AT);
     uint4 a[BLOCKS][2] = {};
     float2 bias[PASSES], column_sums[PASSES];
-    load_columns<WIDTH, NORM>(self ? columns_of<SELF_OUT>(p, layer) : columns_of<KIND>(p, layer), units, bias, column_sums);
+    load_columns(columns_of<KIND>(p, layer), units, bias, column_sums);
     // Weights are mostly there before the input.
-    wait_for_bytes(arrival(turn), turn >> 1 & 1);
-    take<DIM>(at, own + (self ? input_of(SELF_OUT) : input_of(KIND)), a, [&] { fetch_next<KIND>(layer, self), clearing.advance(); });
-    stamp(p.stamps, 6 + 2 * (layer * KINDS + (self ? SELF_OUT : KIND % KINDS)));
-    if (NORM) {
-      float2 sums[2];
-      sum_rows(a, sums);
-      if (at.quad < 2) row_sums[at.warp * 16 + at.group + at.quad * 8] = at.quad ? sums[1] : sums[0];
-    }
+    wait_for_weights();
+    take(at, buffers(layer) + input_of(KIND), a, [&] { clearing.advance(); });
+    stamp(p.stamps, 6 + 2 * (layer * KINDS + KIND % KINDS));
+    sum_rows(at, a, row_sums);
 #pragma unroll 1
     for (int part = 0; part < (KIND == KINDS ? OUT_PASSES : 1); part++) {
-      if (part > 0) load_columns<WIDTH, NORM>(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
-      if (part > 0) wait_for_bytes(arrival(turn), turn >> 1 & 1);
-      if (KIND == KINDS && part + 1 < OUT_PASSES) fetch<KIND>(layer, turn + 1, part + 1);
+      if (part > 0) load_columns(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
+      if (part > 0) wait_for_weights();
       float result[UNITS][4] = {};
-      multiply_rows<DIM>(at, a, region(turn), result);
+      multiply_rows(at, a, region(turn), result);
       // What the step before this has left there was read by all.
       block_sync();
-      float2 statistics = NORM ? row_statistics(row_sums, at.thread >> 4) : make_float2(0, 1);
-      keep_rows(at, result, parts);
+      if (KIND == KINDS && part + 2 < OUT_PASSES) fetch<KIND>(layer, turn + 2, part + 2);
+      float2 statistics = row_statistics(row_sums, at.thread >> 4);
+      keep_rows(at, result, slices());
       block_sync();
-      finish_columns<KIND>(part, own + (self ? output_of(SELF_OUT) : output_of(KIND)), units, statistics, bias, column_sums, parts);
+      float2 value[divide_up(UNITS, 4)];
+      add_slices(value);
+#pragma unroll
+      for (int pass = OWN / 4; KIND == QKV && pass < divide_up(UNITS, 4); pass++) {
+        int inside = pass * 32 + (at.thread & 15) * 2 - OWN * 8;
+        if (inside >= 0 && inside < NARROW * 8) *query_of(inside) = value[pass];
+      }
+#pragma unroll
+      for (int pass = 0; pass < PASSES; pass++) {
+        value[pass].x = statistics.y * (value[pass].x - statistics.x * column_sums[pass].x) + bias[pass].x;
+        value[pass].y = statistics.y * (value[pass].y - statistics.x * column_sums[pass].y) + bias[pass].y;
+        if (KIND == UP) value[pass] = make_float2(gelu(value[pass].x), gelu(value[pass].y));
+      }
+#pragma unroll
+      for (int pass = 0; pass < PASSES; pass++) write_columns<KIND>(layer, part, units, pass * 32 + (at.thread & 15) * 2, value[pass]);
       turn++;
-      stamp(p.stamps, 7 + 2 * (layer * KINDS + (self ? SELF_OUT : KIND % KINDS) + part));
+      stamp(p.stamps, 7 + 2 * (layer * KINDS + KIND % KINDS + part));
     }
   }
 
-  // What is added to this thread's columns, two in every 32, and what the norm takes from them.
-  template <int WIDTH, bool NORM, int PASSES>
+  // What is added to this thread's columns, two in every 32, and what the norm takes from them or, in a sum, is added to the query.
+  template <int WIDTH, int PASSES>
   DEVICE void load_columns(const float* columns, const Units<WIDTH>& units, float2 (&bias)[PASSES], float2 (&sums)[PASSES]) {
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
       int column = units.first * 8 + pass * 32 + (at.thread & 15) * 2;
       bias[pass] = sums[pass] = make_float2(0, 0);
-      if (column < units.last * 8) {
-        bias[pass] = *(const float2*)(columns + column);
-        if (NORM) sums[pass] = *(const float2*)(columns + WIDTH + column);
-      }
+      if (column < units.last * 8) bias[pass] = *(const float2*)(columns + column), sums[pass] = *(const float2*)(columns + WIDTH + column);
     }
   }
 
-  // Add the warps' parts of two in every 32 columns of a row, sixteen threads a row, and write what becomes of them. Columns beyond the
-  // block's are computed from anything and dropped, so that all are under way at once.
-  template <int KIND, int PASSES>
-  DEVICE void finish_columns(int part, Element* output, const Units<width_of(KIND)>& units, float2 statistics, const float2 (&bias)[PASSES],
-                             const float2 (&column_sums)[PASSES], const float* parts) {
-    const float* from = parts + (at.thread >> 4) * LINE + (at.thread & 15) * 2;
-    float2 value[PASSES];
+  // Add the warps' parts of two in every 32 columns of a row, sixteen threads a row. Columns beyond the block's are computed from anything and
+  // dropped, so that all are under way at once.
+  template <int PASSES>
+  DEVICE void add_slices(float2 (&value)[PASSES], int first = 0) {
+    const float* from = slices() + first + (at.thread >> 4) * LINE + (at.thread & 15) * 2;
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
-      float2 sum = {0, 0};
+      float2 sums[WARPS];
 #pragma unroll
-      for (int slice = 0; slice < WARPS; slice++) {
-        float2 more = *(const float2*)(from + slice * 16 * LINE + pass * 32);
-        sum.x += more.x;
-        sum.y += more.y;
-      }
-      value[pass].x = statistics.y * (sum.x - statistics.x * column_sums[pass].x) + bias[pass].x;
-      value[pass].y = statistics.y * (sum.y - statistics.x * column_sums[pass].y) + bias[pass].y;
-      if (KIND == UP) value[pass] = make_float2(gelu(value[pass].x), gelu(value[pass].y));
-    }
-    // What ends in HIDDEN columns and has no norm has a residual, of one pass.
-    if (KIND == CROSS_OUT || KIND == DOWN) {
-      residual = make_float2(residual.x + value[0].x, residual.y + value[0].y);
-      value[0] = residual;
-    }
+      for (int slice = 0; slice < WARPS; slice++) sums[slice] = *(const float2*)(from + slice * 16 * LINE + pass * 32);
+      // In pairs, so that few additions wait for each other.
 #pragma unroll
-    for (int pass = 0; pass < PASSES; pass++) write_columns<KIND>(part, output, units, pass * 32 + (at.thread & 15) * 2, value[pass]);
+      for (int step = 1; step < WARPS; step *= 2)
+#pragma unroll
+        for (int slice = 0; slice < WARPS; slice += 2 * step) sums[slice].x += sums[slice + step].x, sums[slice].y += sums[slice + step].y;
+      value[pass] = sums[0];
+    }
   }
 
   // Write two columns of a row, the first of them `inside` the block's.
   template <int KIND>
-  DEVICE void write_columns(int part, Element* output, const Units<width_of(KIND)>& units, int inside, float2 value) {
+  DEVICE void write_columns(int layer, int part, const Units<width_of(KIND)>& units, int inside, float2 value) {
     constexpr int WIDTH = width_of(KIND);
     int row = at.rows + (at.thread >> 4), column = units.first * 8 + inside;
     uint32_t pair = pack(value.x, value.y);
+    if (KIND == UP) {
+      if (inside < KEPT_FF) *(uint32_t*)kept_of(shared, at.thread >> 4, inside) = column < units.last * 8 ? pair : 0;
+      return;
+    }
+    Element* output = buffers(layer) + QUERY_KEYS;
     Element* to = output + placed(row, column, KIND == QKV ? 2 * HIDDEN : WIDTH);
     if (KIND == KINDS) to = p.output + part * WIDTH + row * OUT + column;
     if (KIND == QKV) {
@@ -290,35 +296,160 @@ struct Chain {
 
   // A layer's attention among the queries, or over the context.
   DEVICE void attend_in(int layer, bool self) {
-    Element* own = exchange.chain + layer * LAYER_EXCHANGE;
+    Element* own = buffers(layer);
     int head = at.share % HEADS, split = at.share / HEADS, total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
-    int blocks = self ? KEY_BLOCKS : padded / 32, splits = self ? 1 : SPLITS, each = divide_up(blocks, splits);
-    if (split >= splits) return;
+    int blocks = self ? KEY_BLOCKS : padded / 32, each = divide_up(blocks, self ? 1 : SPLITS);
     const Element *query = self ? own + QUERY_KEYS : layer ? own + QUERY : p.query;
+    QueryNorm norm = {self || layer == 0 ? nullptr : (const float2*)(own + ROW_SUMS), columns_of<CROSS_ATTEND>(p, layer)};
+    if (self) split = 0;
     const Element *keys = self ? query : exchange.keys_values + 2 * layer * padded * HIDDEN, *values = self ? own + VALUES : exchange.keys_values + (2 * layer + 1) * padded * HIDDEN;
-    attend(at, shared, head * HEAD, query, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, values, split * each, min(blocks, (split + 1) * each),
-           self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded,
-           own + (self ? MIXED : PARTS + split * ROWS * HIDDEN), self ? nullptr : (float*)(own + LOGS) + head * 4 + split);
-    if (!self) merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
+    attend(at, shared, head * HEAD, query, norm, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, values, split * each, min(blocks, (split + 1) * each),
+           self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded, self ? nullptr : (float*)(own + LOGS) + head * 4 + split);
     stamp(p.stamps, 7 + 2 * (layer * KINDS + (self ? SELF_ATTEND : CROSS_ATTEND)));
   }
 
-  DEVICE void run() {
-    // Half a layer at a time, so that both halves share the code of an attention: what does not fit the instruction cache is slow.
-#pragma unroll 1
-    for (int half = 1; half < 2 * LAYERS; half++) {
-      int layer = half / 2;
-      bool self = half % 2 == 0;
-      renew(at.share), renew(at.thread);
-      if (self) product<QKV>(layer);
-      attend_in(layer, self);
-      product<CROSS_OUT>(layer, self);
-      if (self) {
-        product<QUERY_OUT>(layer);
-      } else {
-        product<UP>(layer);
-        product<DOWN>(layer);
+  // The block's part of a sum: what it keeps times its rows of the weight, a warp 16 columns at a time. Written as [row tiles, units, sources,
+  // lanes, 4], in which order `reduce` multiplies it.
+  DEVICE void scatter(int layer, int sum) {
+    constexpr int TILES = HIDDEN / 16, EACH = divide_up(TILES, WARPS);
+    int lane = at.thread & 31, blocks = sum == DOWN ? KEPT_FF / 16 : HEAD / 16, sources = sources_of(sum);
+    const uint4* weights = (const uint4*)region(turn) + lane;
+    // Columns by rows.
+    float result[EACH][2][4] = {};
+#pragma unroll
+    for (int block = 0; block < KEPT / 16; block++) {
+      if (block >= min(KEPT_FF, HEAD) / 16 && block >= blocks) continue;
+      uint2 low = *(const uint2*)kept_of(shared, at.group, block * 16 + at.quad * 4), high = *(const uint2*)kept_of(shared, at.group + 8, block * 16 + at.quad * 4);
+#pragma unroll
+      for (int i = 0; i < EACH; i++) {
+        // A tile too many is another one again, and dropped.
+        int tile = at.warp + i * WARPS;
+        uint4 a = weights[(block * TILES + ((i + 1) * WARPS > TILES ? min(tile, TILES - 1) : tile)) * 32];
+        multiply_16(result[i][0], a, low.x, low.y);
+        multiply_16(result[i][1], a, high.x, high.y);
       }
+    }
+    int source = sum == SELF_OUT && at.share >= HEADS ? at.share - HEADS + SELF_SOURCES / 2 : at.share;
+    Element* to = parts_of(layer, sum) + ((at.rows / 16 * TILES + at.warp) * 2 * sources + source) * 128 + lane * 4;
+#pragma unroll
+    for (int i = 0; i < EACH; i++, to += 2 * WARPS * sources * 128) {
+      if ((i + 1) * WARPS > TILES && at.warp + i * WARPS >= TILES) continue;
+#pragma unroll
+      for (int half = 0; half < 4; half += 2)
+        publish_four(to + half / 2 * sources * 128, uint2{pack(result[i][0][half], result[i][0][half + 1]), pack(result[i][1][half], result[i][1][half + 1])});
+    }
+  }
+
+  // A sum of all sources' parts, those over the context weighed by their shares, with bias and residual: the block's columns of [ROWS, HIDDEN].
+  // A warp takes every eighth source, and multiplies its parts by a diagonal of shares, which takes fewer instructions than adding them. SELF_OUT
+  // makes the query instead, and sums of the rows for its norm.
+  DEVICE void reduce(int layer, int sum) {
+    constexpr int EACH = larger(divide_up(GROUPS, WARPS), 2 * HEADS_EACH);
+    bool self = sum == SELF_OUT;
+    Units<HIDDEN> units(at);
+    int sources = sources_of(sum), inside = (at.thread & 15) * 2, column = units.first * 8 + inside;
+    Element* output = buffers(layer) + (self ? QUERY : sum == CROSS_OUT ? AFTER_CROSS : AFTER_FF);
+    int to_row = at.rows + (at.thread >> 4), place = self ? placed(to_row, column, HIDDEN) : placed_input(to_row, column);
+    // Where the result goes is computed before the wait.
+    renew(place);
+    const Element* from = parts_of(layer, sum) + ((at.rows / 16 * (HIDDEN / 8) + units.first) * sources + at.warp) * 128 + (at.thread & 31) * 4;
+    // Of rows `group` and `group` + 8 a lane weighs one.
+    bool second = at.quad & 1, diagonal = at.quad == at.group >> 1, odd = at.group & 1;
+    const float* logs = (const float*)(buffers(layer) + LOGS) + (at.rows + at.group + second * 8) * HEADS * 4;
+    uint2 part[EACH][NARROW] = {};
+    uint4 log[EACH] = {};
+    float2 bias[1], query_bias[1], value[1];
+    load_columns(self ? columns_of<SELF_OUT>(p, layer) : sum == CROSS_OUT ? columns_of<CROSS_OUT>(p, layer) : columns_of<DOWN>(p, layer), units, bias,
+                 query_bias);
+    bool first_time = true;
+    await(REST, [&] {
+#pragma unroll
+      for (int i = 0; i < EACH; i++) {
+        int source = at.warp + i * WARPS;
+        if (self ? i >= 2 * HEADS_EACH || at.warp + i % HEADS_EACH * WARPS >= HEADS : source >= sources) continue;
+#pragma unroll
+        for (int unit = 0; unit < NARROW; unit++)
+          if (unit < units.last - units.first) part[i][unit] = load_pair(from + (unit * sources + i * WARPS) * 128);
+        if (sum == CROSS_OUT) log[i] = load_fresh(logs + source % HEADS * 4);
+      }
+      if (first_time) clearing.advance();
+      first_time = false;
+      uint32_t largest = 0;
+#pragma unroll
+      for (int i = 0; i < EACH; i++) {
+        largest = max(largest, largest_log(log[i]));
+#pragma unroll
+        for (int unit = 0; unit < NARROW; unit++) largest = max(largest, max(part[i][unit].x, part[i][unit].y));
+      }
+      return largest;
+    });
+    stamp(p.stamps, 6 + 2 * (layer * KINDS + sum));
+    // Behind those of the residual the parts of the query, which are none unless in SELF_OUT.
+    float sums[2][NARROW][4] = {};
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      float low = 1, high = 1;
+      if (sum == CROSS_OUT) {
+        float share = share_of(log[i], (at.warp + i * WARPS) / HEADS), other = warp_exchange(share, 1);
+        low = second ? other : share, high = second ? share : other;
+      }
+      if (!diagonal) low = high = 0;
+      uint32_t a = odd ? pack(0, low) : pack(low, 0), b = odd ? pack(0, high) : pack(high, 0);
+#pragma unroll
+      for (int unit = 0; unit < NARROW; unit++)
+        multiply_add(sums[i >= HEADS_EACH && i < 2 * HEADS_EACH][unit], a, 0, 0, b, part[i][unit].x, part[i][unit].y);
+    }
+    if (!self)
+#pragma unroll
+      for (int unit = 0; unit < NARROW; unit++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[0][unit][i] += sums[1][unit][i];
+    keep_rows(at, sums[0], slices());
+    if (self) keep_rows(at, sums[1], slices() + NARROW * 8);
+    block_sync();
+    add_slices(value);
+    residual = make_float2(residual.x + value[0].x + bias[0].x, residual.y + value[0].y + bias[0].y);
+    uint32_t pair = pack(residual.x, residual.y);
+    bool exists = column < units.last * 8;
+    float2 squares = {0, 0};
+    if (self) {
+      if (exists) squares = make_float2(residual.x + residual.y, residual.x * residual.x + residual.y * residual.y);
+      squares = half_warp_sum(squares);
+      add_slices(value, NARROW * 8);
+      float2 raw = exists ? *query_of(inside) : make_float2(0, 0);
+      pair = pack(value[0].x + raw.x + query_bias[0].x, value[0].y + raw.y + query_bias[0].y);
+    }
+    if (exists) publish(output + place, pair);
+    if (self && inside == 0) {
+      float2* to = (float2*)(buffers(layer) + ROW_SUMS) + to_row * GROUPS + at.share;
+      publish_four(to, uint2{__float_as_uint(squares.x), __float_as_uint(squares.y)});
+    }
+    stamp(p.stamps, 7 + 2 * (layer * KINDS + sum));
+  }
+
+  DEVICE void run() {
+    // A sum at a time, so that all share its code, and both attentions theirs: what does not fit the instruction cache is slow.
+#pragma unroll 1
+    for (int step = 1; step < 3 * LAYERS; step++) {
+      int layer = step / 3, sum = step % 3 == 0 ? SELF_OUT : step % 3 == 1 ? CROSS_OUT : DOWN;
+      renew(at.share), renew(at.thread);
+      if (sum == SELF_OUT) product<QKV>(layer);
+      if (sum == DOWN) product<UP>(layer);
+      bool has_part = at.share < blocks_of(sum);
+      if (has_part && sum != DOWN) attend_in(layer, sum == SELF_OUT);
+      if (has_part) wait_for_weights();
+      // What is kept is there, and what the warps left has been read.
+      block_sync();
+      if (has_part) scatter(layer, sum);
+      turn++;
+      if (sum == SELF_OUT) fetch<CROSS_OUT>(layer, turn);
+      if (sum == DOWN && layer + 1 < LAYERS) fetch<QKV>(layer + 1, turn);
+      if (sum == DOWN && layer + 1 == LAYERS) fetch<KINDS>(LAYERS, turn);
+      reduce(layer, sum);
+      if (sum == SELF_OUT) fetch<UP>(layer, turn + 1);
+      else if (sum == CROSS_OUT) fetch<DOWN>(layer, turn + 1);
+      else if (layer + 1 < LAYERS) fetch<SELF_OUT>(layer + 1, turn + 1);
+      else if (OUT_PASSES > 1) fetch<KINDS>(LAYERS, turn + 1, 1);
     }
     product<KINDS>(LAYERS);
   }

@@ -5,9 +5,10 @@
 // no barrier over the grid: a result is written over a pattern that no result has (UNWRITTEN), and whoever needs it reads until the pattern
 // is gone. There are two sets of such buffers; a launch uses one and clears the other for the launch after it.
 //
-// Fragments are 16 bytes a lane: the contracted axis may be permuted at will as long as both sides are, so that in every 32 of its places
-// lane t of a quad holds places 8 t to 8 t + 7. A warp reads its slice of a product's input from the cache in that order, straight into
-// registers; weights of the chain lie in memory in that order and come a product ahead.
+// Fragments are 16 bytes a lane: the contracted axis may be permuted at will as long as both sides are, so that lane t of a quad holds places
+// 8 t to 8 t + 7 of every 32 (keys, values) or 4 t to 4 t + 3 of every 16 (inputs and weights of the chain's products). A warp reads its slice
+// of a product's input from the cache in that order, straight into registers; weights of the chain lie in memory in that order and come two
+// steps ahead.
 
 __host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
 
@@ -27,9 +28,11 @@ constexpr int PART_WORDS = 1;
 constexpr int ROW_TILES = (QUERIES + 15) / 16, ROWS = 16 * ROW_TILES, GROUPS = GRID / ROW_TILES;
 // Parts of the context among which an attention is split.
 constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
-// The steps of a layer; the first layer starts at CROSS_ATTEND. Behind the last layer come the parts of the output.
-enum Kind { QKV, SELF_ATTEND, SELF_OUT, QUERY_OUT, CROSS_ATTEND, CROSS_OUT, UP, DOWN, KINDS };
-constexpr int PRODUCTS = 3 + 6 * (LAYERS - 1) + 1;  // with an input of their own
+// The steps of a layer; the first layer starts at CROSS_ATTEND. Behind the last layer come the parts of the output. What an attention mixes,
+// and what UP makes, stays in its block, which multiplies it by its rows of the weight that follows; SELF_OUT, CROSS_OUT and DOWN add that up.
+// The query of the context needs no product: QKV makes x Wq, SELF_OUT adds what the heads make of Wo Wq, CROSS_ATTEND applies the norm.
+enum Kind { QKV, SELF_ATTEND, SELF_OUT, CROSS_ATTEND, CROSS_OUT, UP, DOWN, KINDS };
+constexpr int WAITS = 3 + 5 * (LAYERS - 1) + 1;  // of products and sums, for their input
 constexpr uint32_t UNWRITTEN = 0xffffffffu;
 constexpr int REST = 100;  // nanoseconds between two looks at a step's input
 constexpr float EPS = 1e-5f, EMPTY = -1e30f, SCORE_SCALE = 1.4426950408889634f / 8;
@@ -54,13 +57,16 @@ struct Parameters {
   float share_inverse;
 };
 
-// Elements of a layer's exchange buffers.
+// Two blocks a head make parts of SELF_OUT, one of the residual, one of the query; a warp adds as many of either.
+constexpr int HEADS_EACH = divide_up(HEADS, WARPS), SELF_SOURCES = 2 * HEADS_EACH * WARPS;
+
+// Elements of a layer's exchange buffers; those of the first layer begin with CROSS_PARTS.
 constexpr int KEY_BLOCKS = (ROWS + 31) / 32;
-constexpr int QUERY_KEYS = 0, VALUES = QUERY_KEYS + 2 * ROWS * HIDDEN, MIXED = VALUES + 32 * KEY_BLOCKS * HIDDEN;
-constexpr int AFTER_SELF = MIXED + ROWS * HIDDEN, QUERY = AFTER_SELF + ROWS * HIDDEN, PARTS = QUERY + ROWS * HIDDEN;
-constexpr int ATTENDED = PARTS + SPLITS * ROWS * HIDDEN, AFTER_CROSS = ATTENDED + ROWS * HIDDEN, RAISED = AFTER_CROSS + ROWS * HIDDEN;
-constexpr int AFTER_FF = RAISED + ROWS * FF, LOGS = AFTER_FF + ROWS * HIDDEN;
-constexpr int LAYER_EXCHANGE = LOGS + 2 * 4 * ROWS * HEADS, EXCHANGE = LAYERS * LAYER_EXCHANGE;
+constexpr int QUERY_KEYS = 0, VALUES = QUERY_KEYS + 2 * ROWS * HIDDEN, SELF_PARTS = VALUES + 32 * KEY_BLOCKS * HIDDEN;
+constexpr int QUERY = SELF_PARTS + SELF_SOURCES * ROWS * HIDDEN, ROW_SUMS = QUERY + ROWS * HIDDEN, CROSS_PARTS = ROW_SUMS + 4 * ROWS * GROUPS;
+constexpr int LOGS = CROSS_PARTS + SPLITS * HEADS * ROWS * HIDDEN, AFTER_CROSS = LOGS + 2 * 4 * ROWS * HEADS, FF_PARTS = AFTER_CROSS + ROWS * HIDDEN;
+constexpr int AFTER_FF = FF_PARTS + GROUPS * ROWS * HIDDEN, LAYER_EXCHANGE = AFTER_FF + ROWS * HIDDEN;
+constexpr int EXCHANGE = LAYERS * LAYER_EXCHANGE - CROSS_PARTS;
 
 // One of the two sets of buffers: [EXCHANGE] for the chain, the context [tokens, HIDDEN], keys and values [LAYERS, 2, padded * HIDDEN], parts of
 // the context's tiles and their rows' statistics.
@@ -82,23 +88,35 @@ struct Exchange {
 
 // Most units of 8 columns that a block has of a product with so many columns; those that end in HIDDEN columns, and the wide ones.
 __host__ __device__ constexpr int block_units(int width) { return divide_up(width / 8, GROUPS); }
-constexpr int NARROW = block_units(HIDDEN), WIDE = larger(larger(block_units(3 * HIDDEN), block_units(FF)), block_units(OUT / OUT_PASSES));
-constexpr int LINE = 88;
-static_assert(NARROW <= 4 && WIDE * 8 <= LINE, "columns of a block");
+constexpr int NARROW = block_units(HIDDEN), QKV_UNITS = block_units(3 * HIDDEN) + NARROW;
+constexpr int WIDE = larger(larger(QKV_UNITS, block_units(FF)), block_units(OUT / OUT_PASSES));
+// Lines whose beginnings lie in four places among the banks.
+constexpr int LINE = divide_up(8 * WIDE - 24, 32) * 32 + 24;
+static_assert(NARROW <= 4 && GROUPS >= 2 * HEADS, "columns of a block");
+
+// What a block keeps of 16 rows: columns of a head, or of the feed-forward in whole fragments. Lines of an odd multiple of 16 places share no
+// banks where they are read.
+constexpr int KEPT_FF = divide_up(block_units(FF), 2) * 16, KEPT = larger(HEAD, KEPT_FF), KEPT_LINE = KEPT | 16;
 
 // Shared memory: the pipeline of the context's products; later the weights of two products of the chain, and what its eight warps made of
-// their slices of the contracted axis; what they found of each row.
+// their slices of the contracted axis; what the block keeps, and its columns of the query without what self-attention adds; what they found of each row.
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
-constexpr int EVEN_REGION = 16 * larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), ODD_REGION = 16 * larger(NARROW, WIDE) * HIDDEN;
-constexpr int SLICES_AT = EVEN_REGION + ODD_REGION;
+constexpr int REGION = 2 * larger(8 * WIDE, KEPT) * HIDDEN, SLICES_AT = 2 * REGION, KEPT_AT = SLICES_AT + WARPS * 16 * LINE * 4;
+constexpr int QUERY_AT = KEPT_AT + 16 * KEPT_LINE * 2;
 // In the stages' place, later, the tokens that become keys and values; behind the stages, as far as there is room, the weights of these.
 constexpr int KV_BYTES = KV_COLUMNS * HIDDEN * 2, KV_WEIGHTS_AT = larger(64 * HIDDEN * 2, smaller(STAGES * STAGE_BYTES, ROOM / 1024 * 1024 - KV_BYTES));
-constexpr int SUMS_AT = larger(larger(STAGES * STAGE_BYTES, KV_WEIGHTS_AT + KV_BYTES), SLICES_AT + WARPS * 16 * LINE * 4);
+constexpr int SUMS_AT = larger(larger(STAGES * STAGE_BYTES, KV_WEIGHTS_AT + KV_BYTES), QUERY_AT + 16 * NARROW * 8 * 4);
 constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 4 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE, "kernels/persistent.py");
 
 // Where an element lies in what blocks exchange and in keys, [rows / 16, width / 32, 16, 32]: a fragment is one run of 512 bytes.
 DEVICE int placed(int row, int column, int width) { return (row / 16 * (width / 32) + column / 32) * 512 + row % 16 * 32 + column % 32; }
+
+// The same for a product's input [rows / 16, HIDDEN / 16, lanes, 8]: a lane's rows r and r + 8, two columns of either in turn, four columns a
+// lane, which is the order of the registers that multiply them.
+DEVICE int placed_input(int row, int column) {
+  return (row / 16 * (HIDDEN / 16) + column / 16) * 256 + (row % 8 * 4 + column % 16 / 4) * 8 + column % 4 / 2 * 4 + row % 16 / 8 * 2 + column % 2;
+}
 
 // The same for values, which are read along the keys: [keys / 32, HIDDEN, 32].
 DEVICE int placed_value(int key, int column) { return (key / 32 * HIDDEN + column) * 32 + key % 32; }
@@ -129,6 +147,12 @@ DEVICE float quad_sum(float x) {
   return x + warp_exchange(x, 2);
 }
 
+DEVICE float2 half_warp_sum(float2 x) {
+#pragma unroll
+  for (int mask = 1; mask < 16; mask *= 2) x.x += warp_exchange(x.x, mask), x.y += warp_exchange(x.y, mask);
+  return x;
+}
+
 // Add eight elements, and their squares.
 DEVICE void add_squares(float2& sum, uint4 chunk) {
   const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
@@ -147,8 +171,5 @@ DEVICE float2 mean_and_scale(float2 sum, float one) {
   return make_float2(mean, rsqrtf((variance < 0 ? 0 : variance) + EPS));
 }
 
-// a: rows r and r + 8, b: column; 32 places of the contracted axis.
-DEVICE void multiply_32(float (&sums)[4], const uint4 (&a)[2], uint4 b) {
-  multiply_add(sums, a[0].x, a[1].x, a[0].y, a[1].y, b.x, b.y);
-  multiply_add(sums, a[0].z, a[1].z, a[0].w, a[1].w, b.z, b.w);
-}
+// a: rows r and r + 8, b: column; 16 places of the contracted axis.
+DEVICE void multiply_16(float (&sums)[4], uint4 a, uint32_t b0, uint32_t b1) { multiply_add(sums, a.x, a.y, a.z, a.w, b0, b1); }

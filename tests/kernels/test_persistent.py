@@ -184,7 +184,6 @@ def test_a_repeated_launch_names_what_a_call_brings_along() -> None:
         ),
         ({"blocks": 24}, "77 queries of 448: too much for 24 blocks"),
         ({"num_queries": 257}, "257 queries: at most 256"),
-        ({"num_queries": 16, "ff_dim": 3104}, "feed-forward of 3104: at most 3072"),
     ],
 )
 def test_shapes_that_it_refuses(changes: dict[str, Any], reason: str | None) -> None:
