@@ -302,14 +302,16 @@ def _steps(weights: Weights, shape: PersistentShape) -> Iterator[tuple[Tensor, T
     for layer in weights.layers:
         if layer.queries is not None:
             qkv, out, query = layer.queries.qkv, layer.queries.out, layer.queries.query
-            both = [dealt(fragments(linear.weight), blocks) for linear in (qkv, query)]
+            # What makes the query is rounded before its norm takes the mean out: rows that sum to about zero have none.
+            centred = query.weight.float() - query.weight.float().mean(1, keepdim=True)
+            rounded = centred.to(shape.dtype)
+            both = [dealt(fragments(weight), blocks) for weight in (qkv.weight, rounded)]
             yield torch.cat(both, dim=1), qkv.bias, qkv.sums
             # The query's product after the output's, as one.
-            follows = query.weight.float()
-            whole = (follows @ out.weight.float()).to(shape.dtype)
+            whole = (centred @ out.weight.float()).to(shape.dtype)
             slices = [sliced_fragments(weight, heads) for weight in (out.weight, whole)]
-            yield torch.cat(slices), out.bias, follows @ out.bias
-            yield none, query.bias, query.sums
+            yield torch.cat(slices), out.bias, centred @ out.bias
+            yield none, query.bias, rounded.float().sum(1)
         yield sliced_fragments(layer.cross_out.weight, heads), layer.cross_out.bias, None
         yield fragments(layer.up.weight), layer.up.bias, layer.up.sums
         yield sliced_fragments(layer.down.weight, blocks), layer.down.bias, None
