@@ -201,12 +201,17 @@ class PersistentShape:
 
     @cached_property
     def exchange_elements(self) -> int:
-        """Elements of one of the two sets of buffers through which blocks exchange results."""
-        h, heads = self.hidden_dim, self.num_heads
-        to_query = self.rows * ((3 + 16 * _divide_up(heads, 8)) * h + 4 * self.groups)
-        to_query += _divide_up(self.rows, 32) * 32 * h
-        rest = self.rows * ((2 + self.splits * heads + self.groups) * h + 8 * heads)
+        """Elements of one of the two sets of buffers through which the chain's blocks exchange results."""
+        h = self.hidden_dim
+        to_query = self.rows * (3 * h + 4 * self.groups) + _divide_up(self.rows, 32) * 32 * h
         # The first layer's query is a constant.
+        return self.num_layers * (to_query + self.rows * (2 * h + 8 * self.num_heads)) - to_query
+
+    @cached_property
+    def part_elements(self) -> int:
+        """Elements of the parts of the chain's sums."""
+        to_query = self.rows * 16 * _divide_up(self.num_heads, 8) * self.hidden_dim
+        rest = self.rows * (self.splits * self.num_heads + self.groups) * self.hidden_dim
         return self.num_layers * (to_query + rest) - to_query
 
     def _units(self, width: int) -> int:
@@ -230,6 +235,7 @@ class PersistentShape:
             "ROOM": _ROOM,
             "EXPECTED_SHARED_BYTES": self.shared_bytes,
             "EXPECTED_EXCHANGE": self.exchange_elements,
+            "EXPECTED_PARTS": self.part_elements,
         }
         return sizes | ({"HALF": 1} if self.dtype == torch.float16 else {})
 
@@ -275,12 +281,12 @@ class Buffers:
         total, h = vlm_tokens + dino_tokens, shape.hidden_dim
         padded = _divide_up(total, 32) * 32
         dtype = shape.dtype
-        # A set holds what the chain exchanges, the context, keys and values, and parts of the context with statistics.
+        # Parts of sums once, and two sets of what the chain exchanges, the context, keys and values, and statistics.
         parts = shape.teams + sum(_divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens))
         words = 2 if dtype == torch.float16 else 1
-        elements = shape.exchange_elements + (total + 2 * shape.num_layers * padded) * h
-        elements += parts * (_TILE * h * words + 64 * 8)
-        self.exchange = torch.full((2, elements), -1, dtype=torch.int16, device=device)
+        once = shape.part_elements + parts * _TILE * h * words
+        twice = shape.exchange_elements + (total + 2 * shape.num_layers * padded) * h + parts * 64 * 8
+        self.exchange = torch.full((once + 2 * twice,), -1, dtype=torch.int16, device=device)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
         self.stamps = torch.zeros(shape.blocks, STAMPS, dtype=torch.int64, device=device)
         self.output = torch.empty(shape.num_queries, shape.output_dim, dtype=dtype, device=device)

@@ -155,7 +155,7 @@ struct Chain {
   DEVICE unsigned char* region(int turn) const { return shared + (turn & 1) * REGION; }
   DEVICE uint64_t* arrival(int turn) const { return (uint64_t*)(shared + ARRIVALS_AT) + (turn & 1); }
   DEVICE void wait_for_weights() const { wait_for_bytes(arrival(turn), turn >> 1 & 1); }
-  DEVICE Element* buffers(int layer) const { return exchange.chain + (layer * LAYER_EXCHANGE - CROSS_PARTS); }
+  DEVICE Element* buffers(int layer) const { return exchange.chain + (layer * LAYER_EXCHANGE - LOGS); }
   DEVICE float* slices() const { return (float*)(shared + SLICES_AT); }
   DEVICE float2* query_of(int inside) const { return (float2*)(shared + QUERY_AT) + (at.thread >> 4) * NARROW * 4 + inside / 2; }
 
@@ -163,7 +163,7 @@ struct Chain {
   DEVICE int blocks_of(int sum) const { return sum == SELF_OUT ? 2 * HEADS : sum == CROSS_OUT ? HEADS * SPLITS : GROUPS; }
   DEVICE int sources_of(int sum) const { return sum == SELF_OUT ? SELF_SOURCES : blocks_of(sum); }
   DEVICE Element* parts_of(int layer, int sum) const {
-    return buffers(layer) + (sum == SELF_OUT ? SELF_PARTS : sum == CROSS_OUT ? CROSS_PARTS : FF_PARTS);
+    return exchange.chain_parts + (layer * LAYER_PARTS - CROSS_PARTS + (sum == SELF_OUT ? SELF_PARTS : sum == CROSS_OUT ? CROSS_PARTS : FF_PARTS));
   }
 
   // Ask for the block's weights of a step in one piece, in the place of those two turns before. Of a product that is most units that a block
@@ -340,6 +340,11 @@ struct Chain {
     }
   }
 
+  // Whether a warp has an `i`-th part of a sum.
+  DEVICE bool has_part(int sum, int i) const {
+    return sum == SELF_OUT ? i < 2 * HEADS_EACH && at.warp + i % HEADS_EACH * WARPS < HEADS : at.warp + i * WARPS < sources_of(sum);
+  }
+
   // A sum of all sources' parts, those over the context weighed by their shares, with bias and residual: the block's columns of [ROWS, HIDDEN].
   // A warp takes every eighth source, and multiplies its parts by a diagonal of shares, which takes fewer instructions than adding them. SELF_OUT
   // makes the query instead, and sums of the rows for its norm.
@@ -352,7 +357,7 @@ struct Chain {
     int to_row = at.rows + (at.thread >> 4), place = self ? placed(to_row, column, HIDDEN) : placed_input(to_row, column);
     // Where the result goes is computed before the wait.
     renew(place);
-    const Element* from = parts_of(layer, sum) + ((at.rows / 16 * (HIDDEN / 8) + units.first) * sources + at.warp) * 128 + (at.thread & 31) * 4;
+    Element* from = parts_of(layer, sum) + ((at.rows / 16 * (HIDDEN / 8) + units.first) * sources + at.warp) * 128 + (at.thread & 31) * 4;
     // Of rows `group` and `group` + 8 a lane weighs one.
     bool second = at.quad & 1, diagonal = at.quad == at.group >> 1, odd = at.group & 1;
     const float* logs = (const float*)(buffers(layer) + LOGS) + (at.rows + at.group + second * 8) * HEADS * 4;
@@ -366,7 +371,7 @@ struct Chain {
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
         int source = at.warp + i * WARPS;
-        if (self ? i >= 2 * HEADS_EACH || at.warp + i % HEADS_EACH * WARPS >= HEADS : source >= sources) continue;
+        if (!has_part(sum, i)) continue;
 #pragma unroll
         for (int unit = 0; unit < NARROW; unit++)
           if (unit < units.last - units.first) part[i][unit] = load_pair(from + (unit * sources + i * WARPS) * 128);
@@ -384,6 +389,14 @@ struct Chain {
       return largest;
     });
     stamp(p.stamps, 6 + 2 * (layer * KINDS + sum));
+    // Nobody else reads them.
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      if (!has_part(sum, i)) continue;
+#pragma unroll
+      for (int unit = 0; unit < NARROW; unit++)
+        if (unit < units.last - units.first) publish_four(from + (unit * sources + i * WARPS) * 128, uint2{UNWRITTEN, UNWRITTEN});
+    }
     // Behind those of the residual the parts of the query, which are none unless in SELF_OUT.
     float sums[2][NARROW][4] = {};
 #pragma unroll

@@ -60,28 +60,32 @@ struct Parameters {
 // Two blocks a head make parts of SELF_OUT, one of the residual, one of the query; a warp adds as many of either.
 constexpr int HEADS_EACH = divide_up(HEADS, WARPS), SELF_SOURCES = 2 * HEADS_EACH * WARPS;
 
-// Elements of a layer's exchange buffers; those of the first layer begin with CROSS_PARTS.
-constexpr int KEY_BLOCKS = (ROWS + 31) / 32;
-constexpr int QUERY_KEYS = 0, VALUES = QUERY_KEYS + 2 * ROWS * HIDDEN, SELF_PARTS = VALUES + 32 * KEY_BLOCKS * HIDDEN;
-constexpr int QUERY = SELF_PARTS + SELF_SOURCES * ROWS * HIDDEN, ROW_SUMS = QUERY + ROWS * HIDDEN, CROSS_PARTS = ROW_SUMS + 4 * ROWS * GROUPS;
-constexpr int LOGS = CROSS_PARTS + SPLITS * HEADS * ROWS * HIDDEN, AFTER_CROSS = LOGS + 2 * 4 * ROWS * HEADS, FF_PARTS = AFTER_CROSS + ROWS * HIDDEN;
-constexpr int AFTER_FF = FF_PARTS + GROUPS * ROWS * HIDDEN, LAYER_EXCHANGE = AFTER_FF + ROWS * HIDDEN;
-constexpr int EXCHANGE = LAYERS * LAYER_EXCHANGE - CROSS_PARTS;
+// Elements of the buffers of a layer's parts; those of the first layer begin with CROSS_PARTS.
+constexpr int SELF_PARTS = 0, CROSS_PARTS = SELF_PARTS + SELF_SOURCES * ROWS * HIDDEN, FF_PARTS = CROSS_PARTS + SPLITS * HEADS * ROWS * HIDDEN;
+constexpr int LAYER_PARTS = FF_PARTS + GROUPS * ROWS * HIDDEN, CHAIN_PARTS = LAYERS * LAYER_PARTS - CROSS_PARTS;
 
-// One of the two sets of buffers: [EXCHANGE] for the chain, the context [tokens, HIDDEN], keys and values [LAYERS, 2, padded * HIDDEN], parts of
-// the context's tiles and their rows' statistics.
+// And of its other exchange buffers, which begin with LOGS.
+constexpr int KEY_BLOCKS = (ROWS + 31) / 32;
+constexpr int QUERY_KEYS = 0, VALUES = QUERY_KEYS + 2 * ROWS * HIDDEN, QUERY = VALUES + 32 * KEY_BLOCKS * HIDDEN;
+constexpr int ROW_SUMS = QUERY + ROWS * HIDDEN, LOGS = ROW_SUMS + 4 * ROWS * GROUPS, AFTER_CROSS = LOGS + 2 * 4 * ROWS * HEADS;
+constexpr int AFTER_FF = AFTER_CROSS + ROWS * HIDDEN, LAYER_EXCHANGE = AFTER_FF + ROWS * HIDDEN, EXCHANGE = LAYERS * LAYER_EXCHANGE - LOGS;
+
+// Parts of the chain's sums and of the context's tiles, which one reader has, who makes them ready for the next launch. Behind them one of the two
+// sets of what many read: [EXCHANGE] for the chain, the context [tokens, HIDDEN], keys and values [LAYERS, 2, padded * HIDDEN], statistics of the
+// rows of the context's parts.
 struct Exchange {
-  Element *chain, *context, *keys_values, *end;
+  Element *chain_parts, *chain, *context, *keys_values, *end;
   uint4 *parts, *statistics;
   DEVICE Exchange() {}
   DEVICE Exchange(const Parameters& p, int set) {
     int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
     int numbers = TEAMS + divide_up(p.vlm_tokens, 128) + divide_up(p.dino_tokens, 128);
-    chain = p.exchange + (size_t)set * (EXCHANGE + (total + 2 * LAYERS * padded) * HIDDEN + numbers * (128 * HIDDEN * PART_WORDS + 64 * 8));
+    chain_parts = p.exchange;
+    parts = (uint4*)(chain_parts + CHAIN_PARTS);
+    chain = (Element*)(parts + numbers * (16 * HIDDEN * PART_WORDS)) + (size_t)set * (EXCHANGE + (total + 2 * LAYERS * padded) * HIDDEN + numbers * (64 * 8));
     context = chain + EXCHANGE;
     keys_values = context + total * HIDDEN;
-    parts = (uint4*)(keys_values + 2 * LAYERS * padded * HIDDEN);
-    statistics = parts + numbers * (16 * HIDDEN * PART_WORDS);
+    statistics = (uint4*)(keys_values + 2 * LAYERS * padded * HIDDEN);
     end = (Element*)(statistics + numbers * 64);
   }
 };
@@ -107,7 +111,7 @@ constexpr int QUERY_AT = KEPT_AT + 16 * KEPT_LINE * 2;
 constexpr int KV_BYTES = KV_COLUMNS * HIDDEN * 2, KV_WEIGHTS_AT = larger(64 * HIDDEN * 2, smaller(STAGES * STAGE_BYTES, ROOM / 1024 * 1024 - KV_BYTES));
 constexpr int SUMS_AT = larger(larger(STAGES * STAGE_BYTES, KV_WEIGHTS_AT + KV_BYTES), QUERY_AT + 16 * NARROW * 8 * 4);
 constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 4 * 8;
-static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE, "kernels/persistent.py");
+static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE && CHAIN_PARTS == EXPECTED_PARTS, "kernels/persistent.py");
 
 // Where an element lies in what blocks exchange and in keys, [rows / 16, width / 32, 16, 32]: a fragment is one run of 512 bytes.
 DEVICE int placed(int row, int column, int width) { return (row / 16 * (width / 32) + column / 32) * 512 + row % 16 * 32 + column % 32; }

@@ -164,7 +164,7 @@ struct Context {
     int from = team_of(tile.first), count = team_of(tile.last - 1) - from + 1;
     int column = unit * 16 + at.quad * 4, inside = slab * 16 + at.group, token = (tile.vlm ? p.dino_tokens : 0) + tile.row + inside;
     const uint4* all_rows = settled(exchange.statistics + (from + tile.index) * 64 + slab * 8 + at.group);
-    const uint4* all_parts = settled(part_of(from + tile.index, slab, unit));
+    uint4* all_parts = settled(part_of(from + tile.index, slab, unit));
     const float* places_from = settled(p.table + (size_t)token * HIDDEN + column);
     float4 weight_sums[2], places[4] = {};
 #pragma unroll
@@ -197,6 +197,13 @@ struct Context {
           for (int word = 0; word < 2 * PART_WORDS; word++) largest = max(largest, largest_word(parts[word / PART_WORDS][i][word % PART_WORDS]));
         return largest;
       });
+      // Nobody else reads them.
+#pragma unroll
+      for (int i = 0; i < EACH; i++)
+#pragma unroll
+        for (int word = 0; word < 2 * PART_WORDS; word++)
+          publish_eight(all_parts + number(i) * (8 * CONTEXT_UNITS * 32 * PART_WORDS) + word / PART_WORDS * 32 * PART_WORDS + word % PART_WORDS,
+                        make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN));
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
         if (first + i >= count) break;
