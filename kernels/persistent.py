@@ -44,7 +44,7 @@ _TILE = 128
 _WIDEST = 11
 _STAGES = 5
 # Of a block's shared memory, what the context may use.
-_ROOM = 232_448 - 1024 - 4 * 8
+_ROOM = 232_448 - 2 * 1024 - 4 * 8
 STAMPS = 128
 
 
@@ -164,19 +164,15 @@ class PersistentShape:
     @cached_property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
-        h, narrow, kept = self.hidden_dim, self._units(self.hidden_dim), max(64, self._kept_columns)
+        h, narrow = self.hidden_dim, self._units(self.hidden_dim)
         wide = max(self._units(3 * h) + narrow, *map(self._units, self._wide_widths))
         line = _divide_up(8 * wide - 24, 32) * 32 + 24
-        chain = 2 * 2 * max(8 * wide, kept) * h + 8 * 16 * line * 4 + 16 * (kept | 16) * 2 + 16 * narrow * 32
+        region = 16 * max(narrow * max(h, self.ff_dim), wide * h, 8 * h)
+        chain = 2 * region + 8 * 16 * line * 4 + 16 * (64 | 16) * 2 + 16 * narrow * 32
         stages = _STAGES * (_TILE + self.columns) * 128
         keys_values = self.key_value_columns * h * 2
         keys_values += max(64 * h * 2, min(stages, _ROOM // 1024 * 1024 - keys_values))
         return max(stages, keys_values, chain) + 1024 + 4 * 8
-
-    @cached_property
-    def _kept_columns(self) -> int:
-        """Columns of the feed-forward that a block keeps, in whole fragments."""
-        return _divide_up(self._units(self.ff_dim), 2) * 16
 
     @cached_property
     def key_value_columns(self) -> int:
@@ -205,14 +201,13 @@ class PersistentShape:
         h = self.hidden_dim
         to_query = self.rows * (3 * h + 4 * self.groups) + _divide_up(self.rows, 32) * 32 * h
         # The first layer's query is a constant.
-        return self.num_layers * (to_query + self.rows * (2 * h + 8 * self.num_heads)) - to_query
+        rest = self.rows * ((3 + self.splits) * h + self.ff_dim + 8 * self.num_heads)
+        return self.num_layers * (to_query + rest) - to_query
 
     @cached_property
     def part_elements(self) -> int:
-        """Elements of the parts of the chain's sums."""
-        to_query = self.rows * 16 * _divide_up(self.num_heads, 8) * self.hidden_dim
-        rest = self.rows * (self.splits * self.num_heads + self.groups) * self.hidden_dim
-        return self.num_layers * (to_query + rest) - to_query
+        """Elements of the parts of what the layers but the first add to the residual after self-attention."""
+        return (self.num_layers - 1) * self.rows * 16 * _divide_up(self.num_heads, 8) * self.hidden_dim
 
     def _units(self, width: int) -> int:
         return _divide_up(width // 8, self.groups) if self.groups else width
@@ -318,9 +313,8 @@ def _steps(weights: Weights, shape: PersistentShape) -> Iterator[tuple[Tensor, T
             slices = [sliced_fragments(weight, heads) for weight in (out.weight, whole)]
             yield torch.cat(slices), out.bias, centred @ out.bias
             yield none, query.bias, rounded.float().sum(1)
-        yield sliced_fragments(layer.cross_out.weight, heads), layer.cross_out.bias, None
-        yield fragments(layer.up.weight), layer.up.bias, layer.up.sums
-        yield sliced_fragments(layer.down.weight, blocks), layer.down.bias, None
+        for linear in (layer.cross_out, layer.up, layer.down):
+            yield fragments(linear.weight), linear.bias, linear.sums
     yield fragments(weights.out.weight), weights.out.bias, weights.out.sums
 
 

@@ -6,7 +6,9 @@ DEVICE Element* kept_of(unsigned char* shared, int row, int column) { return (El
 // Merge what `warps` warps found of their blocks of keys, rows `group` and `group` + 8 of each: largest score, sum and mixture. Keeps and writes
 // as `attend`.
 DEVICE void merge_warps(const Place& at, unsigned char* shared, int warps, const float (&largest)[2], float (&total)[2], const float (&mixed)[8][4],
-                        float* logs) {
+                        int first_column, Element* parts, float* logs) {
+  // Where the product before this may still be read.
+  block_sync();
   constexpr int STRIDE = 72;
   float2* heads = (float2*)(shared + SUMS_AT);
   float* mixtures = (float*)(shared + SLICES_AT);
@@ -33,8 +35,14 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int warps, const
     merged[0] += share * x.x, merged[1] += share * x.y, merged[2] += share * y.x, merged[3] += share * y.y;
   }
   float scale = sum == 0 ? 0 : reciprocal(sum);
-  *(uint2*)kept_of(shared, row, column) = uint2{pack(merged[0] * scale, merged[1] * scale), pack(merged[2] * scale, merged[3] * scale)};
-  if (logs && (at.thread & 15) == 0) {
+  uint2 pairs = {pack(merged[0] * scale, merged[1] * scale), pack(merged[2] * scale, merged[3] * scale)};
+  if (!parts) {
+    *(uint2*)kept_of(shared, row, column) = pairs;
+    return;
+  }
+  Element* to = parts + placed_input(at.rows + row, first_column + column, HIDDEN);
+  publish(to, pairs.x), publish(to + 4, pairs.y);
+  if ((at.thread & 15) == 0) {
     float log = sum == 0 ? EMPTY : peak + logarithm_of_two(sum);
     publish(logs + (at.rows + row) * HEADS * 4, log != log ? 0x7fffffffu : __float_as_uint(log));
   }
@@ -48,10 +56,10 @@ struct QueryNorm {
 };
 
 // Attention of the block's rows in the head of HEAD columns from `column` on, over blocks of 32 keys, a warp a block at a time. Queries and,
-// `key_column` columns further on, keys are `width` wide, `limit` of these; `count` keys take part. Keeps [16, HEAD] and writes, unless null,
-// logs [ROWS, HEADS, 4].
+// `key_column` columns further on, keys are `width` wide, `limit` of these; `count` keys take part. Writes parts [ROWS, HIDDEN] and logs
+// [ROWS, HEADS, 4], or, where parts are null, keeps [16, HEAD].
 DEVICE void attend(const Place& at, unsigned char* shared, int column, const Element* query, QueryNorm norm, const Element* keys, int width,
-                   int key_column, const Element* values, int first, int last, int count, int limit, float* logs) {
+                   int key_column, const Element* values, int first, int last, int count, int limit, Element* parts, float* logs) {
   constexpr int SUMS = divide_up(GROUPS, 16);
   float largest[2] = {EMPTY, EMPTY}, total[2] = {0, 0}, mixed[8][4] = {};
   uint4 q[2][2], k[4][2], v[8];
@@ -178,20 +186,56 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
     }
     block += WARPS;
   } while (block < last);
-  merge_warps(at, shared, warps, largest, total, mixed, logs);
+  merge_warps(at, shared, warps, largest, total, mixed, column, parts, logs);
 }
 
-// The share of a part of an attention over the context, of the logs of all parts' sums.
-DEVICE float share_of(uint4 log, int split) {
+// The shares of the parts of an attention over the context, of the logs of their sums.
+DEVICE void find_shares(uint4 log, float (&shares)[SPLITS]) {
   const uint32_t logs[4] = {log.x, log.y, log.z, log.w};
-  float largest = EMPTY, total = 0, own = 0;
+  float largest = EMPTY, total = 0;
 #pragma unroll
   for (int s = 0; s < SPLITS; s++) largest = fmaxf(largest, __uint_as_float(logs[s]));
 #pragma unroll
+  for (int s = 0; s < SPLITS; s++) total += shares[s] = power_of_two(__uint_as_float(logs[s]) - largest);
+  float scale = reciprocal(total);
+#pragma unroll
+  for (int s = 0; s < SPLITS; s++) shares[s] *= scale;
+}
+
+// Of the parts [SPLITS, ROWS, HIDDEN] of a head, with logs of their sums [ROWS, HEADS, 4], the blocks that made them merge every SPLITS-th four
+// columns of two rows each, so that those who need the result do not all read all parts.
+DEVICE void merge_parts(const Place& at, int split, int head, const Element* parts, const uint32_t* logs, Element* merged) {
+  // Whole warps, which wait together.
+  if (at.thread >= HEAD / 16 * 32) return;
+  int place = (at.rows * HIDDEN + head * HEAD * 16) + at.thread * 8;
+  bool own = at.thread % SPLITS == split;
+  uint4 part[SPLITS], log[2];
+  await(0, [&] {
+    uint32_t largest = 0;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      log[half] = load_fresh(logs + ((at.rows + at.group + half * 8) * HEADS + head) * 4);
+      largest = max(largest, largest_log(log[half]));
+    }
+#pragma unroll
+    for (int s = 0; s < SPLITS; s++) {
+      part[s] = load_fresh(parts + s * ROWS * HIDDEN + place);
+      largest = max(largest, largest_word(part[s]));
+    }
+    return own ? largest : 0;
+  });
+  float shares[2][SPLITS], sums[8] = {};
+#pragma unroll
+  for (int half = 0; half < 2; half++) find_shares(log[half], shares[half]);
+#pragma unroll
   for (int s = 0; s < SPLITS; s++) {
-    float share = power_of_two(__uint_as_float(logs[s]) - largest);
-    total += share;
-    if (s == split) own = share;
+    // Rows in turn.
+    const uint32_t words[4] = {part[s].x, part[s].y, part[s].z, part[s].w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      float2 pair = unpack(words[i]);
+      sums[i * 2] += shares[i & 1][s] * pair.x, sums[i * 2 + 1] += shares[i & 1][s] * pair.y;
+    }
   }
-  return own * reciprocal(total);
+  if (own) publish_eight(merged + place, make_uint4(pack(sums[0], sums[1]), pack(sums[2], sums[3]), pack(sums[4], sums[5]), pack(sums[6], sums[7])));
 }

@@ -1,13 +1,12 @@
 // The chain of products and attentions on the queries.
 
 __host__ __device__ constexpr int width_of(int kind) { return kind == QKV ? 3 * HIDDEN : kind == UP ? FF : kind == KINDS ? OUT / OUT_PASSES : HIDDEN; }
-// Whose blocks read all of their input and make some columns; the weights of a sum are cut along its input.
-__host__ __device__ constexpr bool is_product(int kind) { return kind == QKV || kind == UP || kind == KINDS; }
+__host__ __device__ constexpr int dim_of(int kind) { return kind == DOWN ? FF : HIDDEN; }
+__host__ __device__ constexpr bool has_norm(int kind) { return kind == QKV || kind == UP || kind == KINDS; }
 
 // Where a layer's step begins among all weights, and among biases and sums of columns; those of the first layer begin with CROSS_OUT.
 __host__ __device__ constexpr int weight_size(int kind) {
-  return kind == SELF_ATTEND || kind == CROSS_ATTEND ? 0
-         : (kind == QKV ? GROUPS * QKV_UNITS * 8 : kind == SELF_OUT ? 2 * HIDDEN : kind == DOWN ? GROUPS * KEPT_FF : width_of(kind)) * HIDDEN;
+  return kind == SELF_ATTEND || kind == CROSS_ATTEND ? 0 : (kind == QKV ? GROUPS * QKV_UNITS * 8 : kind == SELF_OUT ? 2 * HIDDEN : width_of(kind)) * dim_of(kind);
 }
 __host__ __device__ constexpr int weight_offset(int kind) {
   int offset = 0;
@@ -32,7 +31,9 @@ DEVICE const float* columns_of(const Parameters& p, int layer) {
 }
 
 // Where among a layer's buffers a product finds its input, the layer's before for QKV and the output.
-__host__ __device__ constexpr int input_of(int kind) { return kind == UP ? AFTER_CROSS : AFTER_FF - LAYER_EXCHANGE; }
+__host__ __device__ constexpr int input_of(int kind) {
+  return kind == CROSS_OUT ? ATTENDED : kind == UP ? AFTER_CROSS : kind == DOWN ? RAISED : AFTER_FF - LAYER_EXCHANGE;
+}
 
 // The block's units of 8 columns.
 template <int WIDTH>
@@ -41,16 +42,16 @@ struct Units {
   DEVICE Units(const Place& at) : first(at.share * (WIDTH / 8) / GROUPS), last((at.share + 1) * (WIDTH / 8) / GROUPS) {}
 };
 
-// The block's 16 rows of x [ROWS, HIDDEN] as fragments, once they are written; a warp has every eighth 32 places of the contracted axis.
+// The block's 16 rows of x [ROWS, DIM] as fragments, once they are written; a warp has every eighth 32 places of the contracted axis.
 // `meanwhile` is done while the first answer is on its way.
-template <int BLOCKS, typename Meanwhile>
+template <int DIM, int BLOCKS, typename Meanwhile>
 DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2], Meanwhile meanwhile) {
-  const Element* from = x + at.rows * HIDDEN + at.warp * 512 + (at.thread & 31) * 8;
+  const Element* from = x + at.rows * DIM + at.warp * 512 + (at.thread & 31) * 8;
   bool first_time = true;
   await(REST, [&] {
 #pragma unroll
     for (int i = 0; i < BLOCKS; i++)
-      if (at.warp + i * WARPS < HIDDEN / 32)
+      if (at.warp + i * WARPS < DIM / 32)
 #pragma unroll
         for (int half = 0; half < 2; half++) a[i][half] = load_fresh(from + half * 256 + i * WARPS * 512);
     if (first_time) meanwhile();
@@ -93,14 +94,14 @@ DEVICE float2 row_statistics(const float2* sums, int row) {
 
 // A warp's part of all units of columns, over its slice of the contracted axis. A block may have a unit less, whose place in the region
 // then holds anything and whose result nobody reads; a place too many of the axis meets zeros. Neither needs a branch.
-template <int UNITS, int BLOCKS>
+template <int DIM, int UNITS, int BLOCKS>
 DEVICE void multiply_rows(const Place& at, const uint4 (&a)[BLOCKS][2], const unsigned char* region, float (&result)[UNITS][4]) {
 #pragma unroll
   for (int i = 0; i < BLOCKS; i++) {
-    const uint4* weights = (const uint4*)region + min(at.warp + i * WARPS, HIDDEN / 32 - 1) * 32 + (at.thread & 31);
+    const uint4* weights = (const uint4*)region + min(at.warp + i * WARPS, DIM / 32 - 1) * 32 + (at.thread & 31);
 #pragma unroll
     for (int unit = 0; unit < UNITS; unit++) {
-      uint4 b = weights[unit * HIDDEN];
+      uint4 b = weights[unit * DIM];
       multiply_16(result[unit], a[i][0], b.x, b.y);
       multiply_16(result[unit], a[i][1], b.z, b.w);
     }
@@ -159,29 +160,31 @@ struct Chain {
   DEVICE float* slices() const { return (float*)(shared + SLICES_AT); }
   DEVICE float2* query_of(int inside) const { return (float2*)(shared + QUERY_AT) + (at.thread >> 4) * NARROW * 4 + inside / 2; }
 
-  // Blocks that have a part of a sum, and places for parts.
-  DEVICE int blocks_of(int sum) const { return sum == SELF_OUT ? 2 * HEADS : sum == CROSS_OUT ? HEADS * SPLITS : GROUPS; }
-  DEVICE int sources_of(int sum) const { return sum == SELF_OUT ? SELF_SOURCES : blocks_of(sum); }
-  DEVICE Element* parts_of(int layer, int sum) const {
-    return exchange.chain_parts + (layer * LAYER_PARTS - CROSS_PARTS + (sum == SELF_OUT ? SELF_PARTS : sum == CROSS_OUT ? CROSS_PARTS : FF_PARTS));
-  }
-
   // Ask for the block's weights of a step in one piece, in the place of those two turns before. Of a product that is most units that a block
-  // has, see fragments() and dealt() in arrangement.py; of a sum the block's slice, see sliced_fragments(), or nothing.
+  // has, see fragments() and dealt() in arrangement.py; of SELF_OUT the block's slice, see sliced_fragments(), or nothing.
   template <int KIND>
   DEVICE void fetch(int layer, int turn, int part = 0) const {
+    constexpr int DIM = dim_of(KIND), SIZE = (KIND == SELF_OUT ? HEAD : 8 * (KIND == QKV ? QKV_UNITS : block_units(width_of(KIND)))) * DIM;
     if (at.thread > 0) return;
-    const Element* from = weights_of<KIND>(p, layer) + part * width_of(KIND) * HIDDEN;
-    int size = 8 * (KIND == QKV ? QKV_UNITS : block_units(width_of(KIND))) * HIDDEN;
-    if (KIND == UP || KIND == KINDS) {
-      from += Units<width_of(KIND)>(at).first * 8 * HIDDEN;
-    } else {
-      if (!is_product(KIND)) size = (KIND == DOWN ? KEPT_FF : HEAD) * HIDDEN;
-      from += (KIND == CROSS_OUT ? at.share % HEADS : at.share) * size;
-      if (!is_product(KIND) && at.share >= blocks_of(KIND)) size = 0;
-    }
+    const Element* from = weights_of<KIND>(p, layer) + part * width_of(KIND) * DIM;
+    from += KIND == QKV || KIND == SELF_OUT ? at.share * SIZE : Units<width_of(KIND)>(at).first * 8 * DIM;
+    int size = KIND == SELF_OUT && at.share >= 2 * HEADS ? 0 : SIZE;
     expect_bytes(arrival(turn), size * 2);
     if (size > 0) copy_bulk(region(turn), from, size * 2, arrival(turn));
+  }
+
+  // Ask for the weights of the step after the next, in the place of those of the step that is done.
+  template <int KIND>
+  DEVICE void fetch_next(int layer, int part) const {
+    bool last = layer + 1 == LAYERS;
+    if (KIND == QKV) fetch<CROSS_OUT>(layer, turn + 2);
+    if (KIND == SELF_OUT) fetch<UP>(layer, turn + 2);
+    if (KIND == CROSS_OUT) fetch<DOWN>(layer, turn + 2);
+    if (KIND == UP && !last) fetch<QKV>(layer + 1, turn + 2);
+    if (KIND == UP && last) fetch<KINDS>(LAYERS, turn + 2);
+    if (KIND == DOWN && !last) fetch<SELF_OUT>(layer + 1, turn + 2);
+    if (KIND == DOWN && last && OUT_PASSES > 1) fetch<KINDS>(LAYERS, turn + 2, 1);
+    if (KIND == KINDS && part + 2 < OUT_PASSES) fetch<KINDS>(LAYERS, turn + 2, part + 2);
   }
 
   DEVICE void load_residual() {
@@ -191,12 +194,14 @@ struct Chain {
     if (row < QUERIES && column < units.last * 8) residual = *(const float2*)(p.hidden_states + row * HIDDEN + column);
   }
 
-  // A product, with the norm before it and GELU after it. It writes the next step's input: for QKV queries and keys [ROWS, 2 HIDDEN] and values
-  // [HIDDEN, ROWS], behind the last layer all parts of the output, one after the other. What UP makes is kept, as is what QKV makes of the query.
+  // A product, with the norm before it and GELU or the residual after it. It writes the next step's input: for QKV queries and keys
+  // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; behind the last layer all parts of the output, one after the other. What QKV
+  // makes of the cross-attention's query is kept.
   template <int KIND>
   DEVICE void product(int layer) {
-    constexpr int WIDTH = width_of(KIND), BLOCKS = divide_up(HIDDEN / 32, WARPS), OWN = block_units(WIDTH), UNITS = KIND == QKV ? QKV_UNITS : OWN;
+    constexpr int DIM = dim_of(KIND), WIDTH = width_of(KIND), BLOCKS = divide_up(DIM / 32, WARPS), OWN = block_units(WIDTH), UNITS = KIND == QKV ? QKV_UNITS : OWN;
     constexpr int PASSES = divide_up(OWN, 4);
+    constexpr bool NORM = has_norm(KIND);
     Units<WIDTH> units(at);
     float2* row_sums = (float2*)(shared + SUMS_AT);
     uint4 a[BLOCKS][2] = {};
@@ -204,19 +209,18 @@ struct Chain {
     load_columns(columns_of<KIND>(p, layer), units, bias, column_sums);
     // Weights are mostly there before the input.
     wait_for_weights();
-    take(at, buffers(layer) + input_of(KIND), a, [&] { clearing.advance(); });
+    take<DIM>(at, buffers(layer) + input_of(KIND), a, [&] { clearing.advance(); });
     stamp(p.stamps, 6 + 2 * (layer * KINDS + KIND % KINDS));
-    sum_rows(at, a, row_sums);
+    if (NORM) sum_rows(at, a, row_sums);
 #pragma unroll 1
     for (int part = 0; part < (KIND == KINDS ? OUT_PASSES : 1); part++) {
       if (part > 0) load_columns(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
       if (part > 0) wait_for_weights();
       float result[UNITS][4] = {};
-      multiply_rows(at, a, region(turn), result);
+      multiply_rows<DIM>(at, a, region(turn), result);
       // What the step before this has left there was read by all.
       block_sync();
-      if (KIND == KINDS && part + 2 < OUT_PASSES) fetch<KIND>(layer, turn + 2, part + 2);
-      float2 statistics = row_statistics(row_sums, at.thread >> 4);
+      float2 statistics = NORM ? row_statistics(row_sums, at.thread >> 4) : make_float2(0, 1);
       keep_rows(at, result, slices());
       block_sync();
       float2 value[divide_up(UNITS, 4)];
@@ -232,8 +236,11 @@ struct Chain {
         value[pass].y = statistics.y * (value[pass].y - statistics.x * column_sums[pass].y) + bias[pass].y;
         if (KIND == UP) value[pass] = make_float2(gelu(value[pass].x), gelu(value[pass].y));
       }
+      // What ends in HIDDEN columns has a residual, of one pass.
+      if (KIND == CROSS_OUT || KIND == DOWN) value[0] = residual = make_float2(residual.x + value[0].x, residual.y + value[0].y);
 #pragma unroll
       for (int pass = 0; pass < PASSES; pass++) write_columns<KIND>(layer, part, units, pass * 32 + (at.thread & 15) * 2, value[pass]);
+      fetch_next<KIND>(layer, part);
       turn++;
       stamp(p.stamps, 7 + 2 * (layer * KINDS + KIND % KINDS + part));
     }
@@ -275,19 +282,16 @@ struct Chain {
     constexpr int WIDTH = width_of(KIND);
     int row = at.rows + (at.thread >> 4), column = units.first * 8 + inside;
     uint32_t pair = pack(value.x, value.y);
-    if (KIND == UP) {
-      if (inside < KEPT_FF) *(uint32_t*)kept_of(shared, at.thread >> 4, inside) = column < units.last * 8 ? pair : 0;
-      return;
-    }
-    Element* output = buffers(layer) + QUERY_KEYS;
-    Element* to = output + placed(row, column, KIND == QKV ? 2 * HIDDEN : WIDTH);
+    Element* output = buffers(layer) + (KIND == CROSS_OUT ? AFTER_CROSS : KIND == UP ? RAISED : AFTER_FF);
+    Element* to = output + placed_input(row, column, WIDTH);
     if (KIND == KINDS) to = p.output + part * WIDTH + row * OUT + column;
     if (KIND == QKV) {
+      output = buffers(layer), to = output + QUERY_KEYS + placed(row, column, 2 * HIDDEN);
       // Two rows of a column lie side by side among the values; the next row's thread is 16 lanes away.
       bool odd = row & 1;
       float other = warp_exchange(odd ? value.x : value.y, 16);
       if (column >= 2 * HIDDEN) {
-        to = output + (VALUES - QUERY_KEYS) + placed_value(row - odd, column - 2 * HIDDEN + odd);
+        to = output + VALUES + placed_value(row - odd, column - 2 * HIDDEN + odd);
         pair = odd ? pack(other, value.y) : pack(value.x, other);
       }
     }
@@ -304,21 +308,22 @@ struct Chain {
     if (self) split = 0;
     const Element *keys = self ? query : exchange.keys_values + 2 * layer * padded * HIDDEN, *values = self ? own + VALUES : exchange.keys_values + (2 * layer + 1) * padded * HIDDEN;
     attend(at, shared, head * HEAD, query, norm, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, values, split * each, min(blocks, (split + 1) * each),
-           self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded, self ? nullptr : (float*)(own + LOGS) + head * 4 + split);
+           self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded, self ? nullptr : own + PARTS + split * ROWS * HIDDEN,
+           (float*)(own + LOGS) + head * 4 + split);
+    if (!self) merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
     stamp(p.stamps, 7 + 2 * (layer * KINDS + (self ? SELF_ATTEND : CROSS_ATTEND)));
   }
 
-  // The block's part of a sum: what it keeps times its rows of the weight, a warp 16 columns at a time. Written as [row tiles, units, sources,
-  // lanes, 4], in which order `reduce` multiplies it.
-  DEVICE void scatter(int layer, int sum) {
+  // The block's part of SELF_OUT: the head that it keeps times its rows of the weight, a warp 16 columns at a time. Written as [row tiles, units,
+  // sources, lanes, 4], in which order `reduce` multiplies it.
+  DEVICE void scatter(int layer) {
     constexpr int TILES = HIDDEN / 16, EACH = divide_up(TILES, WARPS);
-    int lane = at.thread & 31, blocks = sum == DOWN ? KEPT_FF / 16 : HEAD / 16, sources = sources_of(sum);
+    int lane = at.thread & 31;
     const uint4* weights = (const uint4*)region(turn) + lane;
     // Columns by rows.
     float result[EACH][2][4] = {};
 #pragma unroll
-    for (int block = 0; block < KEPT / 16; block++) {
-      if (block >= min(KEPT_FF, HEAD) / 16 && block >= blocks) continue;
+    for (int block = 0; block < HEAD / 16; block++) {
       uint2 low = *(const uint2*)kept_of(shared, at.group, block * 16 + at.quad * 4), high = *(const uint2*)kept_of(shared, at.group + 8, block * 16 + at.quad * 4);
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
@@ -329,140 +334,107 @@ struct Chain {
         multiply_16(result[i][1], a, high.x, high.y);
       }
     }
-    int source = sum == SELF_OUT && at.share >= HEADS ? at.share - HEADS + SELF_SOURCES / 2 : at.share;
-    Element* to = parts_of(layer, sum) + ((at.rows / 16 * TILES + at.warp) * 2 * sources + source) * 128 + lane * 4;
+    int source = at.share >= HEADS ? at.share - HEADS + SELF_SOURCES / 2 : at.share;
+    Element* to = parts_of(layer) + ((at.rows / 16 * TILES + at.warp) * 2 * SELF_SOURCES + source) * 128 + lane * 4;
 #pragma unroll
-    for (int i = 0; i < EACH; i++, to += 2 * WARPS * sources * 128) {
+    for (int i = 0; i < EACH; i++, to += 2 * WARPS * SELF_SOURCES * 128) {
       if ((i + 1) * WARPS > TILES && at.warp + i * WARPS >= TILES) continue;
 #pragma unroll
       for (int half = 0; half < 4; half += 2)
-        publish_four(to + half / 2 * sources * 128, uint2{pack(result[i][0][half], result[i][0][half + 1]), pack(result[i][1][half], result[i][1][half + 1])});
+        publish_four(to + half / 2 * SELF_SOURCES * 128, uint2{pack(result[i][0][half], result[i][0][half + 1]), pack(result[i][1][half], result[i][1][half + 1])});
     }
   }
 
-  // Whether a warp has an `i`-th part of a sum.
-  DEVICE bool has_part(int sum, int i) const {
-    return sum == SELF_OUT ? i < 2 * HEADS_EACH && at.warp + i % HEADS_EACH * WARPS < HEADS : at.warp + i * WARPS < sources_of(sum);
-  }
+  DEVICE Element* parts_of(int layer) const { return exchange.chain_parts + (layer - 1) * LAYER_PARTS; }
 
-  // A sum of all sources' parts, those over the context weighed by their shares, with bias and residual: the block's columns of [ROWS, HIDDEN].
-  // A warp takes every eighth source, and multiplies its parts by a diagonal of shares, which takes fewer instructions than adding them. SELF_OUT
-  // makes the query instead, and sums of the rows for its norm.
-  DEVICE void reduce(int layer, int sum) {
-    constexpr int EACH = larger(divide_up(GROUPS, WARPS), 2 * HEADS_EACH);
-    bool self = sum == SELF_OUT;
+  // SELF_OUT: all heads' parts, bias and residual. Nobody reads the sum itself, but sums of its rows for the norm, and the query that it and QKV
+  // make. A warp takes every eighth head, and multiplies its parts by a diagonal of ones, which takes fewer instructions than adding them.
+  DEVICE void reduce(int layer) {
     Units<HIDDEN> units(at);
-    int sources = sources_of(sum), inside = (at.thread & 15) * 2, column = units.first * 8 + inside;
-    Element* output = buffers(layer) + (self ? QUERY : sum == CROSS_OUT ? AFTER_CROSS : AFTER_FF);
-    int to_row = at.rows + (at.thread >> 4), place = self ? placed(to_row, column, HIDDEN) : placed_input(to_row, column);
+    int inside = (at.thread & 15) * 2, column = units.first * 8 + inside, to_row = at.rows + (at.thread >> 4), place = placed(to_row, column, HIDDEN);
     // Where the result goes is computed before the wait.
     renew(place);
-    Element* from = parts_of(layer, sum) + ((at.rows / 16 * (HIDDEN / 8) + units.first) * sources + at.warp) * 128 + (at.thread & 31) * 4;
-    // Of rows `group` and `group` + 8 a lane weighs one.
-    bool second = at.quad & 1, diagonal = at.quad == at.group >> 1, odd = at.group & 1;
-    const float* logs = (const float*)(buffers(layer) + LOGS) + (at.rows + at.group + second * 8) * HEADS * 4;
-    uint2 part[EACH][NARROW] = {};
-    uint4 log[EACH] = {};
+    Element* from = parts_of(layer) + ((at.rows / 16 * (HIDDEN / 8) + units.first) * SELF_SOURCES + at.warp) * 128 + (at.thread & 31) * 4;
+    auto part_at = [&](int i, int unit) { return from + (unit * SELF_SOURCES + i * WARPS) * 128; };
+    auto exists = [&](int i, int unit) { return at.warp + i % HEADS_EACH * WARPS < HEADS && unit < units.last - units.first; };
+    // Those of the query behind those of the residual.
+    uint2 part[2 * HEADS_EACH][NARROW] = {};
     float2 bias[1], query_bias[1], value[1];
-    load_columns(self ? columns_of<SELF_OUT>(p, layer) : sum == CROSS_OUT ? columns_of<CROSS_OUT>(p, layer) : columns_of<DOWN>(p, layer), units, bias,
-                 query_bias);
+    load_columns(columns_of<SELF_OUT>(p, layer), units, bias, query_bias);
     bool first_time = true;
     await(REST, [&] {
-#pragma unroll
-      for (int i = 0; i < EACH; i++) {
-        int source = at.warp + i * WARPS;
-        if (!has_part(sum, i)) continue;
-#pragma unroll
-        for (int unit = 0; unit < NARROW; unit++)
-          if (unit < units.last - units.first) part[i][unit] = load_pair(from + (unit * sources + i * WARPS) * 128);
-        if (sum == CROSS_OUT) log[i] = load_fresh(logs + source % HEADS * 4);
-      }
-      if (first_time) clearing.advance();
-      first_time = false;
       uint32_t largest = 0;
 #pragma unroll
-      for (int i = 0; i < EACH; i++) {
-        largest = max(largest, largest_log(log[i]));
+      for (int i = 0; i < 2 * HEADS_EACH; i++)
+#pragma unroll
+        for (int unit = 0; unit < NARROW; unit++)
+          if (exists(i, unit)) part[i][unit] = load_pair(part_at(i, unit));
+      if (first_time) clearing.advance();
+      first_time = false;
+#pragma unroll
+      for (int i = 0; i < 2 * HEADS_EACH; i++)
 #pragma unroll
         for (int unit = 0; unit < NARROW; unit++) largest = max(largest, max(part[i][unit].x, part[i][unit].y));
-      }
       return largest;
     });
-    stamp(p.stamps, 6 + 2 * (layer * KINDS + sum));
+    stamp(p.stamps, 6 + 2 * (layer * KINDS + SELF_OUT));
     // Nobody else reads them.
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      if (!has_part(sum, i)) continue;
+    for (int i = 0; i < 2 * HEADS_EACH; i++)
 #pragma unroll
       for (int unit = 0; unit < NARROW; unit++)
-        if (unit < units.last - units.first) publish_four(from + (unit * sources + i * WARPS) * 128, uint2{UNWRITTEN, UNWRITTEN});
-    }
-    // Behind those of the residual the parts of the query, which are none unless in SELF_OUT.
+        if (exists(i, unit)) publish_four(part_at(i, unit), uint2{UNWRITTEN, UNWRITTEN});
     float sums[2][NARROW][4] = {};
+    bool odd = at.group & 1;
+    uint32_t diagonal = at.quad != at.group >> 1 ? 0 : odd ? pack(0, 1) : pack(1, 0);
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-      float low = 1, high = 1;
-      if (sum == CROSS_OUT) {
-        float share = share_of(log[i], (at.warp + i * WARPS) / HEADS), other = warp_exchange(share, 1);
-        low = second ? other : share, high = second ? share : other;
-      }
-      if (!diagonal) low = high = 0;
-      uint32_t a = odd ? pack(0, low) : pack(low, 0), b = odd ? pack(0, high) : pack(high, 0);
+    for (int i = 0; i < 2 * HEADS_EACH; i++)
 #pragma unroll
       for (int unit = 0; unit < NARROW; unit++)
-        multiply_add(sums[i >= HEADS_EACH && i < 2 * HEADS_EACH][unit], a, 0, 0, b, part[i][unit].x, part[i][unit].y);
-    }
-    if (!self)
-#pragma unroll
-      for (int unit = 0; unit < NARROW; unit++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) sums[0][unit][i] += sums[1][unit][i];
+        multiply_add(sums[i >= HEADS_EACH][unit], diagonal, 0, 0, diagonal, part[i][unit].x, part[i][unit].y);
     keep_rows(at, sums[0], slices());
-    if (self) keep_rows(at, sums[1], slices() + NARROW * 8);
+    keep_rows(at, sums[1], slices() + NARROW * 8);
     block_sync();
     add_slices(value);
     residual = make_float2(residual.x + value[0].x + bias[0].x, residual.y + value[0].y + bias[0].y);
-    uint32_t pair = pack(residual.x, residual.y);
-    bool exists = column < units.last * 8;
+    bool own = column < units.last * 8;
     float2 squares = {0, 0};
-    if (self) {
-      if (exists) squares = make_float2(residual.x + residual.y, residual.x * residual.x + residual.y * residual.y);
-      squares = half_warp_sum(squares);
-      add_slices(value, NARROW * 8);
-      float2 raw = exists ? *query_of(inside) : make_float2(0, 0);
-      pair = pack(value[0].x + raw.x + query_bias[0].x, value[0].y + raw.y + query_bias[0].y);
+    if (own) squares = make_float2(residual.x + residual.y, residual.x * residual.x + residual.y * residual.y);
+    squares = half_warp_sum(squares);
+    add_slices(value, NARROW * 8);
+    if (own) {
+      float2 raw = *query_of(inside);
+      publish(buffers(layer) + QUERY + place, pack(value[0].x + raw.x + query_bias[0].x, value[0].y + raw.y + query_bias[0].y));
     }
-    if (exists) publish(output + place, pair);
-    if (self && inside == 0) {
+    if (inside == 0) {
       float2* to = (float2*)(buffers(layer) + ROW_SUMS) + to_row * GROUPS + at.share;
       publish_four(to, uint2{__float_as_uint(squares.x), __float_as_uint(squares.y)});
     }
-    stamp(p.stamps, 7 + 2 * (layer * KINDS + sum));
+    stamp(p.stamps, 7 + 2 * (layer * KINDS + SELF_OUT));
   }
 
   DEVICE void run() {
-    // A sum at a time, so that all share its code, and both attentions theirs: what does not fit the instruction cache is slow.
+    // Half a layer at a time, so that both halves share the code of an attention: what does not fit the instruction cache is slow.
 #pragma unroll 1
-    for (int step = 1; step < 3 * LAYERS; step++) {
-      int layer = step / 3, sum = step % 3 == 0 ? SELF_OUT : step % 3 == 1 ? CROSS_OUT : DOWN;
+    for (int half = 1; half < 2 * LAYERS; half++) {
+      int layer = half / 2;
+      bool self = half % 2 == 0, attends = at.share < HEADS * (self ? 2 : SPLITS);
       renew(at.share), renew(at.thread);
-      if (sum == SELF_OUT) product<QKV>(layer);
-      if (sum == DOWN) product<UP>(layer);
-      bool has_part = at.share < blocks_of(sum);
-      if (has_part && sum != DOWN) attend_in(layer, sum == SELF_OUT);
-      if (has_part) wait_for_weights();
-      // What is kept is there, and what the warps left has been read.
-      block_sync();
-      if (has_part) scatter(layer, sum);
-      turn++;
-      if (sum == SELF_OUT) fetch<CROSS_OUT>(layer, turn);
-      if (sum == DOWN && layer + 1 < LAYERS) fetch<QKV>(layer + 1, turn);
-      if (sum == DOWN && layer + 1 == LAYERS) fetch<KINDS>(LAYERS, turn);
-      reduce(layer, sum);
-      if (sum == SELF_OUT) fetch<UP>(layer, turn + 1);
-      else if (sum == CROSS_OUT) fetch<DOWN>(layer, turn + 1);
-      else if (layer + 1 < LAYERS) fetch<SELF_OUT>(layer + 1, turn + 1);
-      else if (OUT_PASSES > 1) fetch<KINDS>(LAYERS, turn + 1, 1);
+      if (self) product<QKV>(layer);
+      if (attends) attend_in(layer, self);
+      if (self) {
+        if (attends) wait_for_weights();
+        // What is kept is there, and what the warps left has been read.
+        block_sync();
+        if (attends) scatter(layer);
+        reduce(layer);
+        fetch_next<SELF_OUT>(layer, 0);
+        turn++;
+      } else {
+        product<CROSS_OUT>(layer);
+        product<UP>(layer);
+        product<DOWN>(layer);
+      }
     }
     product<KINDS>(LAYERS);
   }

@@ -60,15 +60,13 @@ struct Parameters {
 // Two blocks a head make parts of SELF_OUT, one of the residual, one of the query; a warp adds as many of either.
 constexpr int HEADS_EACH = divide_up(HEADS, WARPS), SELF_SOURCES = 2 * HEADS_EACH * WARPS;
 
-// Elements of the buffers of a layer's parts; those of the first layer begin with CROSS_PARTS.
-constexpr int SELF_PARTS = 0, CROSS_PARTS = SELF_PARTS + SELF_SOURCES * ROWS * HIDDEN, FF_PARTS = CROSS_PARTS + SPLITS * HEADS * ROWS * HIDDEN;
-constexpr int LAYER_PARTS = FF_PARTS + GROUPS * ROWS * HIDDEN, CHAIN_PARTS = LAYERS * LAYER_PARTS - CROSS_PARTS;
-
-// And of its other exchange buffers, which begin with LOGS.
+// Elements of the parts of SELF_OUT in a layer but the first, and of a layer's exchange buffers; those of the first begin with LOGS.
+constexpr int LAYER_PARTS = SELF_SOURCES * ROWS * HIDDEN, CHAIN_PARTS = (LAYERS - 1) * LAYER_PARTS;
 constexpr int KEY_BLOCKS = (ROWS + 31) / 32;
 constexpr int QUERY_KEYS = 0, VALUES = QUERY_KEYS + 2 * ROWS * HIDDEN, QUERY = VALUES + 32 * KEY_BLOCKS * HIDDEN;
-constexpr int ROW_SUMS = QUERY + ROWS * HIDDEN, LOGS = ROW_SUMS + 4 * ROWS * GROUPS, AFTER_CROSS = LOGS + 2 * 4 * ROWS * HEADS;
-constexpr int AFTER_FF = AFTER_CROSS + ROWS * HIDDEN, LAYER_EXCHANGE = AFTER_FF + ROWS * HIDDEN, EXCHANGE = LAYERS * LAYER_EXCHANGE - LOGS;
+constexpr int ROW_SUMS = QUERY + ROWS * HIDDEN, LOGS = ROW_SUMS + 4 * ROWS * GROUPS, PARTS = LOGS + 2 * 4 * ROWS * HEADS;
+constexpr int ATTENDED = PARTS + SPLITS * ROWS * HIDDEN, AFTER_CROSS = ATTENDED + ROWS * HIDDEN, RAISED = AFTER_CROSS + ROWS * HIDDEN;
+constexpr int AFTER_FF = RAISED + ROWS * FF, LAYER_EXCHANGE = AFTER_FF + ROWS * HIDDEN, EXCHANGE = LAYERS * LAYER_EXCHANGE - LOGS;
 
 // Parts of the chain's sums and of the context's tiles, which one reader has, who makes them ready for the next launch. Behind them one of the two
 // sets of what many read: [EXCHANGE] for the chain, the context [tokens, HIDDEN], keys and values [LAYERS, 2, padded * HIDDEN], statistics of the
@@ -98,14 +96,13 @@ constexpr int WIDE = larger(larger(QKV_UNITS, block_units(FF)), block_units(OUT 
 constexpr int LINE = divide_up(8 * WIDE - 24, 32) * 32 + 24;
 static_assert(NARROW <= 4 && GROUPS >= 2 * HEADS, "columns of a block");
 
-// What a block keeps of 16 rows: columns of a head, or of the feed-forward in whole fragments. Lines of an odd multiple of 16 places share no
-// banks where they are read.
-constexpr int KEPT_FF = divide_up(block_units(FF), 2) * 16, KEPT = larger(HEAD, KEPT_FF), KEPT_LINE = KEPT | 16;
+// What a block keeps of 16 rows: columns of a head. Lines of an odd multiple of 16 places share no banks where they are read.
+constexpr int KEPT_LINE = HEAD | 16;
 
 // Shared memory: the pipeline of the context's products; later the weights of two products of the chain, and what its eight warps made of
 // their slices of the contracted axis; what the block keeps, and its columns of the query without what self-attention adds; what they found of each row.
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
-constexpr int REGION = 2 * larger(8 * WIDE, KEPT) * HIDDEN, SLICES_AT = 2 * REGION, KEPT_AT = SLICES_AT + WARPS * 16 * LINE * 4;
+constexpr int REGION = 16 * larger(larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), HEAD / 8 * HIDDEN), SLICES_AT = 2 * REGION, KEPT_AT = SLICES_AT + WARPS * 16 * LINE * 4;
 constexpr int QUERY_AT = KEPT_AT + 16 * KEPT_LINE * 2;
 // In the stages' place, later, the tokens that become keys and values; behind the stages, as far as there is room, the weights of these.
 constexpr int KV_BYTES = KV_COLUMNS * HIDDEN * 2, KV_WEIGHTS_AT = larger(64 * HIDDEN * 2, smaller(STAGES * STAGE_BYTES, ROOM / 1024 * 1024 - KV_BYTES));
@@ -116,10 +113,10 @@ static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCH
 // Where an element lies in what blocks exchange and in keys, [rows / 16, width / 32, 16, 32]: a fragment is one run of 512 bytes.
 DEVICE int placed(int row, int column, int width) { return (row / 16 * (width / 32) + column / 32) * 512 + row % 16 * 32 + column % 32; }
 
-// The same for a product's input [rows / 16, HIDDEN / 16, lanes, 8]: a lane's rows r and r + 8, two columns of either in turn, four columns a
+// The same for a product's input [rows / 16, width / 16, lanes, 8]: a lane's rows r and r + 8, two columns of either in turn, four columns a
 // lane, which is the order of the registers that multiply them.
-DEVICE int placed_input(int row, int column) {
-  return (row / 16 * (HIDDEN / 16) + column / 16) * 256 + (row % 8 * 4 + column % 16 / 4) * 8 + column % 4 / 2 * 4 + row % 16 / 8 * 2 + column % 2;
+DEVICE int placed_input(int row, int column, int width) {
+  return (row / 16 * (width / 16) + column / 16) * 256 + (row % 8 * 4 + column % 16 / 4) * 8 + column % 4 / 2 * 4 + row % 16 / 8 * 2 + column % 2;
 }
 
 // The same for values, which are read along the keys: [keys / 32, HIDDEN, 32].

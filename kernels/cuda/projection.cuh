@@ -160,7 +160,7 @@ struct Context {
   DEVICE int team_of(int step) const { return (int)((step + 0.5f) * p.share_inverse); }
 
   DEVICE void finish_units(const Tile& tile, int slab, int unit, int length) const {
-    constexpr int EACH = 8;
+    constexpr int EACH = 8 / PART_WORDS;
     int from = team_of(tile.first), count = team_of(tile.last - 1) - from + 1;
     int column = unit * 16 + at.quad * 4, inside = slab * 16 + at.group, token = (tile.vlm ? p.dino_tokens : 0) + tile.row + inside;
     const uint4* all_rows = settled(exchange.statistics + (from + tile.index) * 64 + slab * 8 + at.group);
