@@ -15,8 +15,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   unsigned long long launch = counted(p.counter);
   Exchange exchange;
   stamp(p.stamps, 0);
-  // By the thread that copies in bulk; the others wait for it before they wait for bytes.
-  if (thread == 0) {
+  // The others wait for this thread before they wait for bytes.
+  if (thread == FETCHER) {
 #pragma unroll
     for (int i = 0; i < 3; i++) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + i);
     fence_copies();

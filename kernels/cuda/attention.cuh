@@ -22,17 +22,18 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int warps, const
       *(float2*)(mixtures + row * STRIDE + tile * 8 + at.quad * 2) = make_float2(mixed[tile][half * 2], mixed[tile][half * 2 + 1]);
   }
   block_sync();
-  int row = at.thread >> 4, column = (at.thread & 15) * 4;
+  // A warp merges rows w and w + 8, which lie side by side where CROSS_OUT reads them, a thread four columns.
+  int row = at.warp + (at.thread & 16) / 2, column = (at.thread & 15) * 4;
   float peak = EMPTY, sum = 0, merged[4] = {};
 #pragma unroll
   for (int warp = 0; warp < WARPS; warp++) if (warp < warps) peak = fmaxf(peak, heads[warp * 16 + row].x);
 #pragma unroll 4
   for (int warp = 0; warp < warps; warp++) {
-    float2 part = heads[warp * 16 + row], x = *(const float2*)(mixtures + (warp * 16 + row) * STRIDE + column);
-    float2 y = *(const float2*)(mixtures + (warp * 16 + row) * STRIDE + column + 2);
+    float2 part = heads[warp * 16 + row];
+    float4 x = *(const float4*)(mixtures + (warp * 16 + row) * STRIDE + column);
     float share = power_of_two(part.x - peak);
     sum += share * part.y;
-    merged[0] += share * x.x, merged[1] += share * x.y, merged[2] += share * y.x, merged[3] += share * y.y;
+    merged[0] += share * x.x, merged[1] += share * x.y, merged[2] += share * x.z, merged[3] += share * x.w;
   }
   float scale = sum == 0 ? 0 : reciprocal(sum);
   uint2 pairs = {pack(merged[0] * scale, merged[1] * scale), pack(merged[2] * scale, merged[3] * scale)};
@@ -40,8 +41,10 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int warps, const
     *(uint2*)kept_of(shared, row, column) = pairs;
     return;
   }
-  Element* to = parts + placed_input(at.rows + row, first_column + column, HIDDEN);
-  publish(to, pairs.x), publish(to + 4, pairs.y);
+  // Of both rows a thread writes the first two columns, or the last.
+  bool second = row >= 8;
+  uint32_t other = __float_as_uint(warp_exchange(__uint_as_float(second ? pairs.x : pairs.y), 16));
+  publish_four(parts + placed_input(at.rows + row % 8, first_column + column, HIDDEN) + second * 4, second ? uint2{other, pairs.y} : uint2{pairs.x, other});
   if ((at.thread & 15) == 0) {
     float log = sum == 0 ? EMPTY : peak + logarithm_of_two(sum);
     publish(logs + (at.rows + row) * HEADS * 4, log != log ? 0x7fffffffu : __float_as_uint(log));
@@ -57,9 +60,9 @@ struct QueryNorm {
 
 // Attention of the block's rows in the head of HEAD columns from `column` on, over blocks of 32 keys, a warp a block at a time. Queries and,
 // `key_column` columns further on, keys are `width` wide, `limit` of these; `count` keys take part. Writes parts [ROWS, HIDDEN] and logs
-// [ROWS, HEADS, 4], or, where parts are null, keeps [16, HEAD].
+// [ROWS, HEADS, 4], or, where parts are null, keeps [16, HEAD]. First looks `ahead` cycles on.
 DEVICE void attend(const Place& at, unsigned char* shared, int column, const Element* query, QueryNorm norm, const Element* keys, int width,
-                   int key_column, const Element* values, int first, int last, int count, int limit, Element* parts, float* logs) {
+                   int key_column, const Element* values, int first, int last, int count, int limit, Element* parts, float* logs, int ahead) {
   constexpr int SUMS = divide_up(GROUPS, 16);
   float largest[2] = {EMPTY, EMPTY}, total[2] = {0, 0}, mixed[8][4] = {};
   uint4 q[2][2], k[4][2], v[8];
@@ -126,23 +129,22 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
   };
   last = min(last, divide_up(count, 32));
   int warps = min(WARPS, max(last - first, 1)), block = first + at.warp;
-  bool query_there = false;
-  // A warp without keys takes part for the query.
+  pause(ahead);
+  // Keys and values are on their way while the query is waited for. A warp without keys takes part for the query.
+  uint32_t largest_query = load_query();
+  if (block < last) load_keys(block), load_values(block);
+  while (!warp_all(largest_query != UNWRITTEN)) {
+    relax(REST);
+    largest_query = load_query();
+  }
+  place_query();
 #pragma unroll 1
-  do {
+  while (block < last) {
     int base = block * 32;
-    bool keys_there = block >= last, had_query = query_there;
-    while (true) {
-      uint32_t largest = 0;
-      if (!keys_there) load_keys(block), load_values(block);
-      if (!query_there) largest = load_query();
-      keys_there = warp_all(block >= last || max(largest_key(), largest_value()) != UNWRITTEN);
-      query_there = warp_all(largest != UNWRITTEN);
-      if (keys_there && query_there) break;
+    while (!warp_all(max(largest_key(), largest_value()) != UNWRITTEN)) {
       relax(REST);
+      load_keys(block), load_values(block);
     }
-    if (!had_query) place_query();
-    if (block >= last) break;
     float scores[4][4] = {}, higher[2] = {largest[0], largest[1]};
 #pragma unroll
     for (int tile = 0; tile < 4; tile++) {
@@ -185,7 +187,8 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
       multiply_add(mixed[tile], weights[2][0], weights[2][1], weights[3][0], weights[3][1], v[tile].z, v[tile].w);
     }
     block += WARPS;
-  } while (block < last);
+    if (block < last) load_keys(block), load_values(block);
+  }
   merge_warps(at, shared, warps, largest, total, mixed, column, parts, logs);
 }
 
@@ -210,7 +213,7 @@ DEVICE void merge_parts(const Place& at, int split, int head, const Element* par
   int place = (at.rows * HIDDEN + head * HEAD * 16) + at.thread * 8;
   bool own = at.thread % SPLITS == split;
   uint4 part[SPLITS], log[2];
-  await(0, [&] {
+  await(MERGE_AHEAD, [&] {
     uint32_t largest = 0;
 #pragma unroll
     for (int half = 0; half < 2; half++) {

@@ -48,7 +48,7 @@ template <int DIM, int BLOCKS, typename Meanwhile>
 DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2], Meanwhile meanwhile) {
   const Element* from = x + at.rows * DIM + at.warp * 512 + (at.thread & 31) * 8;
   bool first_time = true;
-  await(REST, [&] {
+  await(INPUT_AHEAD, [&] {
 #pragma unroll
     for (int i = 0; i < BLOCKS; i++)
       if (at.warp + i * WARPS < DIM / 32)
@@ -158,14 +158,18 @@ struct Chain {
   DEVICE void wait_for_weights() const { wait_for_bytes(arrival(turn), turn >> 1 & 1); }
   DEVICE Element* buffers(int layer) const { return exchange.chain + (layer * LAYER_EXCHANGE - LOGS); }
   DEVICE float* slices() const { return (float*)(shared + SLICES_AT); }
-  DEVICE float2* query_of(int inside) const { return (float2*)(shared + QUERY_AT) + (at.thread >> 4) * NARROW * 4 + inside / 2; }
+  DEVICE float2* query_of(int row, int inside) const { return (float2*)(shared + QUERY_AT) + row * NARROW * 4 + inside / 2; }
+
+  // Of 16 rows the one that a thread finishes: a warp has two of which it can write whole sectors where the next step reads them.
+  template <int KIND>
+  DEVICE int row_of() const { return KIND == QKV ? at.thread >> 4 : at.warp + (at.thread >> 4 & 1) * 8; }
 
   // Ask for the block's weights of a step in one piece, in the place of those two turns before. Of a product that is most units that a block
   // has, see fragments() and dealt() in arrangement.py; of SELF_OUT the block's slice, see sliced_fragments(), or nothing.
   template <int KIND>
   DEVICE void fetch(int layer, int turn, int part = 0) const {
     constexpr int DIM = dim_of(KIND), SIZE = (KIND == SELF_OUT ? HEAD : 8 * (KIND == QKV ? QKV_UNITS : block_units(width_of(KIND)))) * DIM;
-    if (at.thread > 0) return;
+    if (at.thread != FETCHER) return;
     const Element* from = weights_of<KIND>(p, layer) + part * width_of(KIND) * DIM;
     from += KIND == QKV || KIND == SELF_OUT ? at.share * SIZE : Units<width_of(KIND)>(at).first * 8 * DIM;
     int size = KIND == SELF_OUT && at.share >= 2 * HEADS ? 0 : SIZE;
@@ -189,7 +193,7 @@ struct Chain {
 
   DEVICE void load_residual() {
     Units<HIDDEN> units(at);
-    int row = at.rows + (at.thread >> 4), column = units.first * 8 + (at.thread & 15) * 2;
+    int row = at.rows + row_of<CROSS_OUT>(), column = units.first * 8 + (at.thread & 15) * 2;
     residual = make_float2(0, 0);
     if (row < QUERIES && column < units.last * 8) residual = *(const float2*)(p.hidden_states + row * HIDDEN + column);
   }
@@ -220,15 +224,15 @@ struct Chain {
       multiply_rows<DIM>(at, a, region(turn), result);
       // What the step before this has left there was read by all.
       block_sync();
-      float2 statistics = NORM ? row_statistics(row_sums, at.thread >> 4) : make_float2(0, 1);
+      float2 statistics = NORM ? row_statistics(row_sums, row_of<KIND>()) : make_float2(0, 1);
       keep_rows(at, result, slices());
       block_sync();
       float2 value[divide_up(UNITS, 4)];
-      add_slices(value);
+      add_slices<KIND>(value);
 #pragma unroll
       for (int pass = OWN / 4; KIND == QKV && pass < divide_up(UNITS, 4); pass++) {
         int inside = pass * 32 + (at.thread & 15) * 2 - OWN * 8;
-        if (inside >= 0 && inside < NARROW * 8) *query_of(inside) = value[pass];
+        if (inside >= 0 && inside < NARROW * 8) *query_of(row_of<KIND>(), inside) = value[pass];
       }
 #pragma unroll
       for (int pass = 0; pass < PASSES; pass++) {
@@ -259,9 +263,9 @@ struct Chain {
 
   // Add the warps' parts of two in every 32 columns of a row, sixteen threads a row. Columns beyond the block's are computed from anything and
   // dropped, so that all are under way at once.
-  template <int PASSES>
+  template <int KIND, int PASSES>
   DEVICE void add_slices(float2 (&value)[PASSES], int first = 0) {
-    const float* from = slices() + first + (at.thread >> 4) * LINE + (at.thread & 15) * 2;
+    const float* from = slices() + first + row_of<KIND>() * LINE + (at.thread & 15) * 2;
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
       float2 sums[WARPS];
@@ -280,7 +284,7 @@ struct Chain {
   template <int KIND>
   DEVICE void write_columns(int layer, int part, const Units<width_of(KIND)>& units, int inside, float2 value) {
     constexpr int WIDTH = width_of(KIND);
-    int row = at.rows + (at.thread >> 4), column = units.first * 8 + inside;
+    int row = at.rows + row_of<KIND>(), column = units.first * 8 + inside;
     uint32_t pair = pack(value.x, value.y);
     Element* output = buffers(layer) + (KIND == CROSS_OUT ? AFTER_CROSS : KIND == UP ? RAISED : AFTER_FF);
     Element* to = output + placed_input(row, column, WIDTH);
@@ -309,7 +313,7 @@ struct Chain {
     const Element *keys = self ? query : exchange.keys_values + 2 * layer * padded * HIDDEN, *values = self ? own + VALUES : exchange.keys_values + (2 * layer + 1) * padded * HIDDEN;
     attend(at, shared, head * HEAD, query, norm, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, values, split * each, min(blocks, (split + 1) * each),
            self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded, self ? nullptr : own + PARTS + split * ROWS * HIDDEN,
-           (float*)(own + LOGS) + head * 4 + split);
+           (float*)(own + LOGS) + head * 4 + split, layer ? INPUT_AHEAD : KEYS_AHEAD);
     if (!self) merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
     stamp(p.stamps, 7 + 2 * (layer * KINDS + (self ? SELF_ATTEND : CROSS_ATTEND)));
   }
@@ -351,7 +355,7 @@ struct Chain {
   // make. A warp takes every eighth head, and multiplies its parts by a diagonal of ones, which takes fewer instructions than adding them.
   DEVICE void reduce(int layer) {
     Units<HIDDEN> units(at);
-    int inside = (at.thread & 15) * 2, column = units.first * 8 + inside, to_row = at.rows + (at.thread >> 4), place = placed(to_row, column, HIDDEN);
+    int inside = (at.thread & 15) * 2, column = units.first * 8 + inside, to_row = at.rows + row_of<SELF_OUT>(), place = placed(to_row, column, HIDDEN);
     // Where the result goes is computed before the wait.
     renew(place);
     Element* from = parts_of(layer) + ((at.rows / 16 * (HIDDEN / 8) + units.first) * SELF_SOURCES + at.warp) * 128 + (at.thread & 31) * 4;
@@ -362,7 +366,7 @@ struct Chain {
     float2 bias[1], query_bias[1], value[1];
     load_columns(columns_of<SELF_OUT>(p, layer), units, bias, query_bias);
     bool first_time = true;
-    await(REST, [&] {
+    await(SUM_AHEAD, [&] {
       uint32_t largest = 0;
 #pragma unroll
       for (int i = 0; i < 2 * HEADS_EACH; i++)
@@ -395,15 +399,15 @@ struct Chain {
     keep_rows(at, sums[0], slices());
     keep_rows(at, sums[1], slices() + NARROW * 8);
     block_sync();
-    add_slices(value);
+    add_slices<SELF_OUT>(value);
     residual = make_float2(residual.x + value[0].x + bias[0].x, residual.y + value[0].y + bias[0].y);
     bool own = column < units.last * 8;
     float2 squares = {0, 0};
     if (own) squares = make_float2(residual.x + residual.y, residual.x * residual.x + residual.y * residual.y);
     squares = half_warp_sum(squares);
-    add_slices(value, NARROW * 8);
+    add_slices<SELF_OUT>(value, NARROW * 8);
     if (own) {
-      float2 raw = *query_of(inside);
+      float2 raw = *query_of(row_of<SELF_OUT>(), inside);
       publish(buffers(layer) + QUERY + place, pack(value[0].x + raw.x + query_bias[0].x, value[0].y + raw.y + query_bias[0].y));
     }
     if (inside == 0) {

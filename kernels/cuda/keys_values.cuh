@@ -21,7 +21,7 @@ struct KeysValues {
 
   // Which need not wait for the context, and those from step KV_LATE on not even for the projections to leave their stages.
   DEVICE void load_weights(int first, int last) {
-    if (at.thread > 0 || first == last) return;
+    if (at.thread != FETCHER || first == last) return;
     if (last == CONTEXT_STEPS) expect_bytes(arrival(), CONTEXT_STEPS * KV_STEP_BYTES);
     const Element* from = p.key_value_weights + (size_t)(block_index() % KV_TILES * CONTEXT_STEPS + first) * (KV_STEP_BYTES / 2);
     copy_bulk(weights(first), from, (last - first) * KV_STEP_BYTES, arrival());
@@ -55,7 +55,7 @@ struct KeysValues {
     bool asked = false;
 #pragma unroll 1
     for (int token = row_tile * 64; token < total(); token += KV_ROWS * 64) {
-      await(REST, [&] {
+      await(token == row_tile * 64 ? CONTEXT_AHEAD : 0, [&] {
         if (!asked) ask(token);
         asked = false;
         return largest();

@@ -17,6 +17,8 @@ __host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
 constexpr int THREADS = 256, WARPS = 8, HEAD = 64;
+// The thread that asks for weights, of the warp that has the least to do otherwise.
+constexpr int FETCHER = THREADS - 32;
 // Blocks that make the columns of a tile of the context side by side, and steps of 64 places of the axis that they contract.
 constexpr int ACROSS = HIDDEN / COLUMNS, TEAMS = GRID / ACROSS, VLM_STEPS = divide_up(VLM_DIM, 64), DINO_STEPS = divide_up(DINO_DIM, 64);
 // Eight sums of a part take so many 16 bytes: sums of raw features may be more than fp16 holds.
@@ -34,7 +36,9 @@ constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
 enum Kind { QKV, SELF_ATTEND, SELF_OUT, CROSS_ATTEND, CROSS_OUT, UP, DOWN, KINDS };
 constexpr int WAITS = 3 + 5 * (LAYERS - 1) + 1;  // of products and sums, for their input
 constexpr uint32_t UNWRITTEN = 0xffffffffu;
-constexpr int REST = 100;  // nanoseconds between two looks at a step's input
+constexpr int REST = 50;  // nanoseconds between two looks at what others write
+// Cycles before the first look, at the parts of the context, the context, keys and values, a product's input, the parts of an attention, of SELF_OUT.
+constexpr int PARTS_AHEAD = 900, CONTEXT_AHEAD = 800, KEYS_AHEAD = 0, INPUT_AHEAD = 200, MERGE_AHEAD = 800, SUM_AHEAD = 600;
 constexpr float EPS = 1e-5f, EMPTY = -1e30f, SCORE_SCALE = 1.4426950408889634f / 8;
 
 typedef unsigned short Element;
@@ -136,11 +140,12 @@ DEVICE uint32_t largest_word(uint4 v) { return max(max(v.x, v.y), max(v.z, v.w))
 
 DEVICE uint32_t largest_log(uint4 v) { return max(SPLITS > 0 ? v.x : 0, max(SPLITS > 1 ? v.y : 0, SPLITS > 2 ? v.z : 0)); }
 
-// Ask again and again for what others write, until all lanes of the warp have it: `load` asks, and returns the largest word. A rest between
-// leaves the cache to others where many ask for much.
+// Ask for what others write until all lanes of the warp have it: `load` asks, and returns the largest word. Not before so many cycles are over
+// in which it can hardly come: what was looked at before it is written comes later by more than a look takes.
 template <typename Load>
-DEVICE void await(int rest, Load load) {
-  while (!warp_all(load() != UNWRITTEN)) relax(rest);
+DEVICE void await(int cycles, Load load) {
+  pause(cycles);
+  while (!warp_all(load() != UNWRITTEN)) relax(REST);
 }
 
 DEVICE float quad_sum(float x) {

@@ -187,6 +187,10 @@ DEVICE T* settled(T* address) {
 
 DEVICE void relax(int nanoseconds) { __nanosleep(nanoseconds); }
 
+DEVICE void pause(int cycles) {
+  for (uint32_t start = clock(); (uint32_t)clock() - start < cycles;);
+}
+
 // Where the time goes, for kernels that are compiled to tell.
 DEVICE void stamp(unsigned long long* stamps, int index) {
 #ifdef STAMPS

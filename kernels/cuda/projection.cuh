@@ -179,7 +179,7 @@ struct Context {
       uint4 rows[EACH], parts[2][EACH][PART_WORDS];
       // Those too many are asked for again, and not added.
       auto number = [&](int i) { return min(first + i, count - 1); };
-      await(REST, [&] {
+      await(PARTS_AHEAD, [&] {
         uint32_t largest = 0;
 #pragma unroll
         for (int i = 0; i < EACH; i++) rows[i] = load_fresh(all_rows + number(i) * 64);

@@ -263,4 +263,5 @@ inline unsigned long long counted(const unsigned long long* counter) { return *c
 inline void renew(int&) {}
 template <typename T> T* settled(T* address) { return address; }
 inline void relax(int) { emulation::yield(); }
+inline void pause(int) { emulation::yield(); }
 inline void stamp(unsigned long long*, int) {}
