@@ -23,7 +23,7 @@ __all__ = ["main", "stage_names", "stage_times"]
 _LAUNCHES = 50
 _DTYPE = torch.bfloat16
 _CONTEXT = {1: "encoders' projections", 3: "context", 4: "keys and values"}
-_KINDS = ("qkv", "self-attention", "self sum", "cross-attention", "cross sum", "up", "down sum")
+_KINDS = ("qkv", "self-attention", "self out", "cross-attention", "cross out", "up", "down")
 
 
 class _StampedShape(PersistentShape):
@@ -38,7 +38,7 @@ def stage_names(shape: PersistentShape) -> dict[int, str]:
     steps = [f"{kind} {layer}" for layer in range(shape.num_layers) for kind in _KINDS]
     steps += [f"output {part}" for part in range(shape.out_passes)]
     names = dict(_CONTEXT)
-    # The first layer's self-attention and its sum are constants.
+    # The first layer's self-attention and its output are constants.
     for step in range(_KINDS.index("cross-attention"), len(steps)):
         names |= {6 + 2 * step: f"{steps[step]}: input", 7 + 2 * step: steps[step]}
     return names

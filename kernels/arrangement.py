@@ -50,7 +50,7 @@ def side_by_side(weight: Tensor) -> Tensor:
 
 
 def swizzled(weight: Tensor, columns: int) -> Tensor:
-    """A weight [N, K] as shared memory holds it, [N / columns, K / 64, columns, 64], zeros behind its last row and column.
+    """A weight [N, K] as shared memory holds it, [N / columns, K / 64, columns, 64], zeros behind rows and columns.
 
     Of a row's eight chunks of 16 bytes, chunk i of row r lies where i ^ (r % 8) would; see `staged` in projection.cuh.
     """

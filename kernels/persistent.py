@@ -293,7 +293,18 @@ class Buffers:
 
 _SCRATCH = ("exchange", "output", "counter", "stamps")
 _COUNTS = ("vlm_tokens", "dino_tokens", "share")
-_POINTERS = ("vlm_weights", "dino_weights", "vlm_sums", "dino_sums", "key_value_weights", "key_value_bias", "hidden_states", "query", "weights", "columns")
+_POINTERS = (
+    "vlm_weights",
+    "dino_weights",
+    "vlm_sums",
+    "dino_sums",
+    "key_value_weights",
+    "key_value_bias",
+    "hidden_states",
+    "query",
+    "weights",
+    "columns",
+)
 
 
 def _steps(weights: Weights, shape: PersistentShape) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:

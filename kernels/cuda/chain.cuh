@@ -313,7 +313,7 @@ struct Chain {
     const Element *keys = self ? query : exchange.keys_values + 2 * layer * padded * HIDDEN, *values = self ? own + VALUES : exchange.keys_values + (2 * layer + 1) * padded * HIDDEN;
     attend(at, shared, head * HEAD, query, norm, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, values, split * each, min(blocks, (split + 1) * each),
            self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded, self ? nullptr : own + PARTS + split * ROWS * HIDDEN,
-           (float*)(own + LOGS) + head * 4 + split, layer ? INPUT_AHEAD : KEYS_AHEAD);
+           (float*)(own + LOGS) + head * 4 + split, layer ? INPUT_AHEAD : 0);
     if (!self) merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
     stamp(p.stamps, 7 + 2 * (layer * KINDS + (self ? SELF_ATTEND : CROSS_ATTEND)));
   }
@@ -426,6 +426,7 @@ struct Chain {
       renew(at.share), renew(at.thread);
       if (self) product<QKV>(layer);
       if (attends) attend_in(layer, self);
+      else pause(self ? SELF_AHEAD : CROSS_AHEAD);
       if (self) {
         if (attends) wait_for_weights();
         // What is kept is there, and what the warps left has been read.

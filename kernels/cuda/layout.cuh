@@ -37,8 +37,9 @@ enum Kind { QKV, SELF_ATTEND, SELF_OUT, CROSS_ATTEND, CROSS_OUT, UP, DOWN, KINDS
 constexpr int WAITS = 3 + 5 * (LAYERS - 1) + 1;  // of products and sums, for their input
 constexpr uint32_t UNWRITTEN = 0xffffffffu;
 constexpr int REST = 50;  // nanoseconds between two looks at what others write
-// Cycles before the first look, at the parts of the context, the context, keys and values, a product's input, the parts of an attention, of SELF_OUT.
-constexpr int PARTS_AHEAD = 900, CONTEXT_AHEAD = 800, KEYS_AHEAD = 0, INPUT_AHEAD = 200, MERGE_AHEAD = 800, SUM_AHEAD = 600;
+// Cycles before the first look at the parts of the context, the context, a step's input, the parts of an attention and of SELF_OUT, and where a block
+// has no part of an attention among the queries or over the context.
+constexpr int PARTS_AHEAD = 900, CONTEXT_AHEAD = 800, INPUT_AHEAD = 200, MERGE_AHEAD = 800, SUM_AHEAD = 600, SELF_AHEAD = 2000, CROSS_AHEAD = 3000;
 constexpr float EPS = 1e-5f, EMPTY = -1e30f, SCORE_SCALE = 1.4426950408889634f / 8;
 
 typedef unsigned short Element;

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from foresight.kernels import cooperative, cuda_driver
-from foresight.kernels.cooperative import CooperativeKernel, resident_blocks
+from foresight.kernels.cooperative import CooperativeKernel
 
 
 class Numbers(ctypes.Structure):
@@ -40,16 +40,12 @@ class FakeDriver:
 
     cuModuleGetFunction = cuFuncSetAttribute = cuModuleLoadData  # noqa: N815
 
-    def cuOccupancyMaxActiveClusters(self, reference: Any, *_: Any) -> int:  # noqa: N802
-        reference._obj.value = 15
-        return 0
-
     def cuLaunchKernelEx(self, configured: Any, _: Any, pointers: Any, extra: Any) -> int:  # noqa: N802
         assert extra is None
         launch = configured._obj
         attributes = [(each.id, list(each.value[:3])) for each in launch.attributes[: launch.count]]
-        # Cooperative, in clusters of 8: CUlaunchAttributeID in cuda.h.
-        assert attributes == [(2, [1, 0, 0]), (4, [8, 1, 1])]
+        # Cooperative: CUlaunchAttributeID in cuda.h.
+        assert attributes == [(2, [1, 0, 0])]
         sizes = [getattr(launch, name) for name, _ in launch._fields_[:7]]
         given = ctypes.cast(pointers[0], ctypes.POINTER(Numbers))[0]
         numbers = given.first, given.second
@@ -70,21 +66,15 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
 
 
 def load() -> CooperativeKernel:
-    return CooperativeKernel(b"code", "add", blocks=120, threads=256, shared_bytes=4096, cluster=8)
+    return CooperativeKernel(b"code", "add", blocks=132, threads=256, shared_bytes=4096)
 
 
-SIZES = [120, 1, 1, 256, 1, 1, 4096]
+SIZES = [132, 1, 1, 256, 1, 1, 4096]
 
 
 def test_a_launch_is_one_call_of_the_driver(driver: FakeDriver) -> None:
     load().launch(Numbers(1, 2), 7)
     assert driver.launches == [(SIZES, 7, (1, 2), 0x5000)]
-
-
-def test_blocks_are_whole_clusters_that_fit(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    del driver
-    monkeypatch.setattr(cooperative, "compile_cuda", lambda *_: b"code")
-    assert resident_blocks((9, 0), threads=256, shared_bytes=4096, cluster=8) == 120
 
 
 def test_a_bound_launch_reads_its_structure_anew(driver: FakeDriver) -> None:

@@ -99,7 +99,7 @@ class FakeDevice:
         properties = SimpleNamespace(major=major, minor=minor)
         self.error: Exception | None = None
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-        monkeypatch.setattr(persistent, "persistent_blocks", lambda _: 120)
+        monkeypatch.setattr(persistent, "persistent_blocks", lambda _: 132)
         monkeypatch.setattr(persistent, "PersistentKernel", self.load)
 
     def load(self, *arguments: Any) -> Any:
@@ -115,7 +115,7 @@ def test_the_kernel_is_made_for_the_adapter_and_the_gpu(
     packed = pack_adapter(adapter, CPU, torch.float16)
     loaded: Any = load_persistent_kernel(packed, CUDA, torch.float16, batch=1)
     shape, weights, device = loaded
-    assert (shape.blocks, shape.dtype, shape.num_queries, shape.vlm_dim) == (120, torch.float16, 7, 24)
+    assert (shape.blocks, shape.dtype, shape.num_queries, shape.vlm_dim) == (132, torch.float16, 7, 24)
     assert (weights, device) == (packed, CUDA)
 
 
