@@ -168,7 +168,7 @@ class PersistentShape:
         wide = max(self._units(3 * h) + narrow, *map(self._units, self._wide_widths))
         line = _divide_up(8 * wide - 24, 32) * 32 + 24
         region = 16 * max(narrow * max(h, self.ff_dim), wide * h, 8 * h)
-        chain = 2 * region + 8 * 16 * line * 4 + 16 * (64 | 16) * 2 + 16 * narrow * 32
+        chain = 2 * region + 8 * 16 * max(line, 72) * 4 + 16 * (64 | 16) * 2 + 16 * narrow * 32
         stages = _STAGES * (_TILE + self.columns) * 128
         keys_values = self.key_value_columns * h * 2
         keys_values += max(64 * h * 2, min(stages, _ROOM // 1024 * 1024 - keys_values))

@@ -9,7 +9,6 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int warps, const
                         int first_column, Element* parts, float* logs) {
   // Where the product before this may still be read.
   block_sync();
-  constexpr int STRIDE = 72;
   float2* heads = (float2*)(shared + SUMS_AT);
   float* mixtures = (float*)(shared + SLICES_AT);
 #pragma unroll
@@ -19,7 +18,7 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int warps, const
     if (at.quad == 0) heads[row] = make_float2(largest[half], total[half]);
 #pragma unroll
     for (int tile = 0; tile < 8; tile++)
-      *(float2*)(mixtures + row * STRIDE + tile * 8 + at.quad * 2) = make_float2(mixed[tile][half * 2], mixed[tile][half * 2 + 1]);
+      *(float2*)(mixtures + row * MIXTURE_LINE + tile * 8 + at.quad * 2) = make_float2(mixed[tile][half * 2], mixed[tile][half * 2 + 1]);
   }
   block_sync();
   // A warp merges rows w and w + 8, which lie side by side where CROSS_OUT reads them, a thread four columns.
@@ -30,7 +29,7 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int warps, const
 #pragma unroll 4
   for (int warp = 0; warp < warps; warp++) {
     float2 part = heads[warp * 16 + row];
-    float4 x = *(const float4*)(mixtures + (warp * 16 + row) * STRIDE + column);
+    float4 x = *(const float4*)(mixtures + (warp * 16 + row) * MIXTURE_LINE + column);
     float share = power_of_two(part.x - peak);
     sum += share * part.y;
     merged[0] += share * x.x, merged[1] += share * x.y, merged[2] += share * x.z, merged[3] += share * x.w;

@@ -101,13 +101,16 @@ constexpr int WIDE = larger(larger(QKV_UNITS, block_units(FF)), block_units(OUT 
 constexpr int LINE = divide_up(8 * WIDE - 24, 32) * 32 + 24;
 static_assert(NARROW <= 4 && GROUPS >= 2 * HEADS, "columns of a block");
 
+// What a warp of an attention leaves of a row.
+constexpr int MIXTURE_LINE = 72;
+
 // What a block keeps of 16 rows: columns of a head. Lines of an odd multiple of 16 places share no banks where they are read.
 constexpr int KEPT_LINE = HEAD | 16;
 
 // Shared memory: the pipeline of the context's products; later the weights of two products of the chain, and what its eight warps made of
 // their slices of the contracted axis; what the block keeps, and its columns of the query without what self-attention adds; what they found of each row.
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
-constexpr int REGION = 16 * larger(larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), HEAD / 8 * HIDDEN), SLICES_AT = 2 * REGION, KEPT_AT = SLICES_AT + WARPS * 16 * LINE * 4;
+constexpr int REGION = 16 * larger(larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), HEAD / 8 * HIDDEN), SLICES_AT = 2 * REGION, KEPT_AT = SLICES_AT + WARPS * 16 * larger(LINE, MIXTURE_LINE) * 4;
 constexpr int QUERY_AT = KEPT_AT + 16 * KEPT_LINE * 2;
 // In the stages' place, later, the tokens that become keys and values; behind the stages, as far as there is room, the weights of these.
 constexpr int KV_BYTES = KV_COLUMNS * HIDDEN * 2, KV_WEIGHTS_AT = larger(64 * HIDDEN * 2, smaller(STAGES * STAGE_BYTES, ROOM / 1024 * 1024 - KV_BYTES));

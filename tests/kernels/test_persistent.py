@@ -126,6 +126,15 @@ def test_it_is_exact_at_sizes_that_no_tile_divides(builds: Path) -> None:
 
 
 @emulated
+def test_it_is_exact_where_a_block_has_one_unit_of_columns_or_none(builds: Path) -> None:
+    shape = replace(SMALL, dtype=torch.float16, blocks=40)
+    assert shape.groups > shape.hidden_dim // 8
+    emulation = Emulation(shape, (40, 24), builds)
+    vlm, dino = emulation.features(40)
+    emulation.assert_exact(emulation.launch(vlm, dino, 40), vlm, dino, 40)
+
+
+@emulated
 def test_it_is_exact_where_everything_takes_more_than_one_turn(builds: Path) -> None:
     emulation = Emulation(LONG, (150, 70), builds)
     assert LONG.out_passes == 2
