@@ -127,14 +127,8 @@ class PackedAdapter(nn.Module):
         return output.mT.contiguous().view(output.shape[0], -1, *self.config.output_grid)
 
     def give_up_weights(self) -> None:
-        """Keep no weights but those of the encoders' projections, for whoever has the others arranged otherwise.
-
-        `forward` cannot be called any more.
-        """
-        for module in (*self.layers, self.keys_values, self.out):
-            for linear in module.modules():
-                if isinstance(linear, PackedLinear):
-                    linear.weight = linear.weight.new_empty(0)
+        """Keep no product's weight, for whoever has them arranged otherwise; `forward` cannot be called any more."""
+        self.change_weights(lambda weight: weight.new_empty(0))
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that is kept."""

@@ -17,7 +17,15 @@ from triton.runtime import driver
 
 from foresight.kernels import launcher
 
-__all__ = ["Compiled", "Usage", "compiling", "overwritten_tiles", "pretended_device", "resource_usage"]
+__all__ = [
+    "Compiled",
+    "Usage",
+    "compiling",
+    "overwritten_tiles",
+    "pretended_device",
+    "resource_usage",
+    "warpgroup_waits",
+]
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -95,15 +103,7 @@ class Usage:
 
 def resource_usage(code: bytes) -> Usage:
     """Of the one kernel in machine code; `shared` is what it takes besides what a launch asks for."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(code)
-        file.flush()
-        usage, sections = (
-            subprocess.run(
-                [str(_TOOLS / "cuobjdump"), option, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for option in ("-res-usage", "-elf")
-        )
+    usage, sections = _dumped(code, "-res-usage"), _dumped(code, "-elf")
     numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:0 ", usage)
     # Index, offset and size of a section of instructions.
     text = re.search(r"^ *\w+ +\w+ +(\w+) .* PROGBITS .* \.text\.\w+$", sections, re.MULTILINE)
@@ -111,6 +111,19 @@ def resource_usage(code: bytes) -> Usage:
     assert text is not None, sections
     registers, stack, shared = map(int, numbers.groups())
     return Usage(registers=registers, stack=stack, shared=shared, code=int(text[1], 16))
+
+
+def warpgroup_waits(code: bytes) -> int:
+    """Waits for asynchronous products in machine code: one behind each where the compiler cannot follow who waits."""
+    return len(re.findall(r"\bWARPGROUP\.DEPBAR\b", _dumped(code, "-sass")))
+
+
+def _dumped(code: bytes, option: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        command = [str(_TOOLS / "cuobjdump"), option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def overwritten_tiles(ttgir: str) -> list[str]:

@@ -209,7 +209,7 @@ def test_a_device_with_too_little_shared_memory_is_refused() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_full_size_fits_an_h200(dtype: torch.dtype) -> None:
     pytest.importorskip("triton", reason="needs Triton, which brings cuobjdump")
-    from .compiled import resource_usage
+    from .compiled import resource_usage, warpgroup_waits
 
     shape = replace(FULL, dtype=dtype)
     try:
@@ -224,3 +224,5 @@ def test_the_full_size_fits_an_h200(dtype: torch.dtype) -> None:
     assert shape.shared_bytes + usage.shared <= SHARED_MEMORY
     # The instruction cache: some instructions more cost microseconds.
     assert usage.code <= 128 * 1024
+    # Of the projections one a step and one a tile, of keys and values one a tile.
+    assert warpgroup_waits(code) == 3
