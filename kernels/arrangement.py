@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
@@ -28,19 +26,13 @@ def dealt(weight: Tensor, blocks: int) -> Tensor:
 
 
 def sliced_fragments(weight: Tensor, slices: int) -> Tensor:
-    """A weight [N, K] as blocks read it that hold a slice of its input each, [slices, places / 16, N / 16, 32, 8].
+    """A weight [N, K] as blocks read it that hold an equal slice of its input, [slices, places / 16, N / 16, 32, 8].
 
-    Units of 8 columns are dealt out as those of a product to its blocks; zeros fill up shorter slices.
+    A lane has rows r and r + 8 of sixteen, four places of either; see `scatter` in chain.cuh.
     """
-    n, units = weight.shape[0], weight.shape[1] // 8
-    bounds = [8 * (i * units // slices) for i in range(slices + 1)]
-    places = -(-max(last - first for first, last in pairwise(bounds)) // 16) * 16
-    parts = [
-        torch.nn.functional.pad(weight[:, first:last], (0, places - (last - first)))
-        for first, last in pairwise(bounds)
-    ]
-    lanes = torch.stack(parts).reshape(slices, n // 16, 2, 8, places // 16, 4, 2, 2)
-    return lanes.permute(0, 4, 1, 3, 5, 6, 2, 7).reshape(slices, places // 16, n // 16, 32, 8)
+    n, places = weight.shape[0], weight.shape[1] // slices
+    lanes = weight.reshape(n // 16, 2, 8, slices, places // 16, 4, 2, 2)
+    return lanes.permute(3, 4, 0, 2, 5, 6, 1, 7).reshape(slices, places // 16, n // 16, 32, 8)
 
 
 def side_by_side(weight: Tensor) -> Tensor:

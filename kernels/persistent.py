@@ -42,8 +42,9 @@ _SOURCES = ("layout.cuh", "projection.cuh", "keys_values.cuh", "attention.cuh", 
 _TILE = 128
 # Most units of 8 columns that a block has of a wide product.
 _WIDEST = 11
+_WIDEST_FEED_FORWARD = 3072
 _STAGES = 5
-# Of a block's shared memory, what the context may use.
+# Of a block's shared memory, what the context may use: without sums, arrivals, and a kilobyte that stays free.
 _ROOM = 232_448 - 2 * 1024 - 4 * 8
 STAMPS = 128
 
@@ -113,17 +114,24 @@ class PersistentShape:
 
     def refusal(self, shared_memory: int) -> str | None:
         """Why the kernel cannot serve this shape with so many bytes of shared memory a block; None if it can."""
+        if self.dtype not in (torch.bfloat16, torch.float16):
+            return f"{self.dtype}: must be torch.bfloat16 or torch.float16"
         if self.hidden_dim != 64 * self.num_heads:
             return f"heads of {self.hidden_dim / self.num_heads:g}: must be 64 wide"
         if any(size % 32 for size in (self.ff_dim, self.vlm_dim, self.dino_dim)):
             return f"widths {self.ff_dim}, {self.vlm_dim}, {self.dino_dim}: must be multiples of 32"
         if self.output_dim % 8:
             return f"output of {self.output_dim}: must be a multiple of 8"
-        # Self-attention waits for one block of 32 keys a warp.
+        # Not tested beyond.
         if self.num_queries > 256:
             return f"{self.num_queries} queries: at most 256"
         if self.groups < 2 * self.num_heads or not self._fits_a_block():
             return f"{self.num_queries} queries of {self.hidden_dim}: too much for {self.blocks} blocks"
+        # A thread holds its part of two rows in registers.
+        if self.ff_dim > _WIDEST_FEED_FORWARD:
+            return f"feed-forward of {self.ff_dim}: at most {_WIDEST_FEED_FORWARD}"
+        if 2 * self.num_layers * self.hidden_dim > self.blocks * self.key_value_columns:
+            return f"{self.num_layers} layers of {self.hidden_dim}: too much for {self.blocks} blocks"
         if self.shared_bytes > shared_memory:
             return f"{self.shared_bytes} bytes of shared memory: the device has {shared_memory} a block"
         return None
@@ -176,7 +184,7 @@ class PersistentShape:
 
     @cached_property
     def key_value_columns(self) -> int:
-        """Columns of keys and values that a block makes: so many that ten blocks share them."""
+        """Columns of keys and values that a block makes: so many that ten blocks share them, 160 at most."""
         share = _divide_up(2 * self.num_layers * self.hidden_dim, max(1, self.blocks // 10))
         return min(160, _divide_up(share, 32) * 32)
 
@@ -185,10 +193,11 @@ class PersistentShape:
         """How many groups of blocks make tiles of the context, each block of one some columns of the same tokens."""
         return self.blocks // (self.hidden_dim // self.columns)
 
-    def context_share(self, vlm_tokens: int, dino_tokens: int) -> int:
+    def team_steps(self, vlm_tokens: int, dino_tokens: int) -> int:
         """Steps of 64 places of the contracted axis that a team makes, of those of all tiles of the context.
 
-        A tile has eight parts at most, so that they are read at once; see `finish_units` in projection.cuh.
+        A tile has about eight parts at most, nine where it begins within a share: as many as `finish_units` in
+        projection.cuh reads at once, of fp16 adapters half.
         """
         steps = {dim: _divide_up(dim, 64) for dim in (self.vlm_dim, self.dino_dim)}
         sizes = ((vlm_tokens, self.vlm_dim), (dino_tokens, self.dino_dim))
@@ -206,7 +215,7 @@ class PersistentShape:
 
     @cached_property
     def part_elements(self) -> int:
-        """Elements of the parts of what the layers but the first add to the residual after self-attention."""
+        """Elements of the parts that SELF_OUT adds in the layers but the first: of the residual, and of the query."""
         return (self.num_layers - 1) * self.rows * 16 * _divide_up(self.num_heads, 8) * self.hidden_dim
 
     def _units(self, width: int) -> int:
@@ -285,14 +294,14 @@ class Buffers:
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
         self.stamps = torch.zeros(shape.blocks, STAMPS, dtype=torch.int64, device=device)
         self.output = torch.empty(shape.num_queries, shape.output_dim, dtype=dtype, device=device)
-        share = shape.context_share(vlm_tokens, dino_tokens)
-        counts = (vlm_tokens, dino_tokens, share)
+        steps = shape.team_steps(vlm_tokens, dino_tokens)
+        counts = (vlm_tokens, dino_tokens, steps)
         self.arguments: dict[str, float] = {name: getattr(self, name).data_ptr() for name in _SCRATCH}
-        self.arguments |= dict(zip(_COUNTS, counts, strict=True), share_inverse=1 / share)
+        self.arguments |= dict(zip(_COUNTS, counts, strict=True), team_steps_inverse=1 / steps)
 
 
 _SCRATCH = ("exchange", "output", "counter", "stamps")
-_COUNTS = ("vlm_tokens", "dino_tokens", "share")
+_COUNTS = ("vlm_tokens", "dino_tokens", "team_steps")
 _POINTERS = (
     "vlm_weights",
     "dino_weights",
@@ -355,7 +364,7 @@ class PersistentParameters:
                 *((name, ctypes.c_void_p) for name in _POINTERS),
                 *((name, ctypes.c_void_p) for name in _SCRATCH),
                 *((name, ctypes.c_int) for name in _COUNTS),
-                ("share_inverse", ctypes.c_float),
+                ("team_steps_inverse", ctypes.c_float),
             ]
 
         self.structure = Parameters(

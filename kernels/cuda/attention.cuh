@@ -50,16 +50,16 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int warps, const
   }
 }
 
-// What a query still needs: the norm of rows of which GROUPS blocks left sums and sums of squares [ROWS, GROUPS], unless null, and its columns'
-// biases, with sums HIDDEN further on.
+// The norm that a query still needs: of each row sums and sums of squares, a pair a block, [ROWS, GROUPS], null if it needs none; biases of the
+// query's columns, and HIDDEN further on what the mean takes from them.
 struct QueryNorm {
   const float2* row_sums;
   const float* columns;
 };
 
 // Attention of the block's rows in the head of HEAD columns from `column` on, over blocks of 32 keys, a warp a block at a time. Queries and,
-// `key_column` columns further on, keys are `width` wide, `limit` of these; `count` keys take part. Writes parts [ROWS, HIDDEN] and logs
-// [ROWS, HEADS, 4], or, where parts are null, keeps [16, HEAD]. First looks `ahead` cycles on.
+// `key_column` columns further on, keys are `width` wide, `limit` of these in memory, of which `count` take part, blocks `first` to
+// `last` - 1. Writes parts [ROWS, HIDDEN] and logs [ROWS, HEADS, 4], or, where parts are null, keeps [16, HEAD]. Asks for nothing for `ahead` cycles.
 DEVICE void attend(const Place& at, unsigned char* shared, int column, const Element* query, QueryNorm norm, const Element* keys, int width,
                    int key_column, const Element* values, int first, int last, int count, int limit, Element* parts, float* logs, int ahead) {
   constexpr int SUMS = divide_up(GROUPS, 16);

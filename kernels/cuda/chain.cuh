@@ -92,8 +92,8 @@ DEVICE float2 row_statistics(const float2* sums, int row) {
   return mean_and_scale(sum, 1.0f / HIDDEN);
 }
 
-// A warp's part of all units of columns, over its slice of the contracted axis. A block may have a unit less, whose place in the region
-// then holds anything and whose result nobody reads; a place too many of the axis meets zeros. Neither needs a branch.
+// A warp's part of all units of columns, over its slice of the contracted axis. A block may have a unit less; the region then holds a
+// neighbour's, whose result nobody reads; a place too many of the axis meets zeros. Neither needs a branch.
 template <int DIM, int UNITS, int BLOCKS>
 DEVICE void multiply_rows(const Place& at, const uint4 (&a)[BLOCKS][2], const unsigned char* region, float (&result)[UNITS][4]) {
 #pragma unroll
@@ -143,6 +143,10 @@ struct Clearing {
     while (next < end) advance();
   }
 };
+
+#ifdef STAMPS
+static_assert(7 + 2 * (LAYERS * KINDS + OUT_PASSES - 1) < STAMPS, "stamps");
+#endif
 
 struct Chain {
   const Parameters& p;

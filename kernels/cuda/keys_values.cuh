@@ -6,6 +6,8 @@ constexpr int CONTEXT_STEPS = HIDDEN / 64, KEY_VALUE_COLUMNS = 2 * LAYERS * HIDD
 constexpr int KV_STEP_BYTES = KV_COLUMNS * 128, KV_LATE = smaller(CONTEXT_STEPS, divide_up(larger(STAGES * STAGE_BYTES - KV_WEIGHTS_AT, 0), KV_STEP_BYTES));
 constexpr int HALF_COLUMNS = KV_COLUMNS / 2, KV_TILES = divide_up(KEY_VALUE_COLUMNS, KV_COLUMNS), KV_ROWS = GRID / KV_TILES;
 
+static_assert(KV_ROWS > 0, "blocks for keys and values");
+
 struct KeysValues {
   const Parameters& p;
   const Place& at;
@@ -19,9 +21,12 @@ struct KeysValues {
   DEVICE unsigned char* input(int step) const { return shared + step * 64 * 128; }
   DEVICE unsigned char* weights(int step) const { return shared + KV_WEIGHTS_AT + step * KV_STEP_BYTES; }
 
+  // Some blocks have no tokens, and ask for no weights: nobody would wait for them.
+  DEVICE bool takes_part() const { return block_index() / KV_TILES < KV_ROWS && block_index() / KV_TILES * 64 < total(); }
+
   // Which need not wait for the context, and those from step KV_LATE on not even for the projections to leave their stages.
   DEVICE void load_weights(int first, int last) {
-    if (at.thread != FETCHER || first == last) return;
+    if (at.thread != FETCHER || first == last || !takes_part()) return;
     if (last == CONTEXT_STEPS) expect_bytes(arrival(), CONTEXT_STEPS * KV_STEP_BYTES);
     const Element* from = p.key_value_weights + (size_t)(block_index() % KV_TILES * CONTEXT_STEPS + first) * (KV_STEP_BYTES / 2);
     copy_bulk(weights(first), from, (last - first) * KV_STEP_BYTES, arrival());
@@ -46,7 +51,7 @@ struct KeysValues {
 
   DEVICE void run() {
     int row_tile = block_index() / KV_TILES;
-    if (row_tile >= KV_ROWS) return;
+    if (!takes_part()) return;
     float2 bias[HALF_COLUMNS / 8];
 #pragma unroll
     for (int i = 0; i < HALF_COLUMNS / 8; i++)

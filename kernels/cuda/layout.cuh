@@ -3,7 +3,8 @@
 // First the context: both encoders' tokens projected, in parts of the contracted axis that are then added; then keys and values of all layers;
 // then the chain of short steps on the queries, where a block has one tile of 16 query rows and a share of every product's columns. There is
 // no barrier over the grid: a result is written over a pattern that no result has (UNWRITTEN), and whoever needs it reads until the pattern
-// is gone. There are two sets of such buffers; a launch uses one and clears the other for the launch after it.
+// is gone. What many read has two sets of buffers; a launch uses one and clears the other for the launch after it. Parts, which
+// one reads, have one set, which that reader clears.
 //
 // Fragments are 16 bytes a lane: the contracted axis may be permuted at will as long as both sides are, so that lane t of a quad holds places
 // 8 t to 8 t + 7 of every 32 (keys, values) or 4 t to 4 t + 3 of every 16 (inputs and weights of the chain's products). A warp reads its slice
@@ -30,8 +31,8 @@ constexpr int PART_WORDS = 1;
 constexpr int ROW_TILES = (QUERIES + 15) / 16, ROWS = 16 * ROW_TILES, GROUPS = GRID / ROW_TILES;
 // Parts of the context among which an attention is split.
 constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
-// The steps of a layer; the first layer starts at CROSS_ATTEND. Behind the last layer come the parts of the output. What an attention mixes,
-// and what UP makes, stays in its block, which multiplies it by its rows of the weight that follows; SELF_OUT, CROSS_OUT and DOWN add that up.
+// The steps of a layer; the first layer starts at CROSS_ATTEND. Behind the last layer come the parts of the output. What self-attention
+// mixes stays in its block, which multiplies it by its rows of the weight that follows; SELF_OUT adds that up.
 // The query of the context needs no product: QKV makes x Wq, SELF_OUT adds what the heads make of Wo Wq, CROSS_ATTEND applies the norm.
 enum Kind { QKV, SELF_ATTEND, SELF_OUT, CROSS_ATTEND, CROSS_OUT, UP, DOWN, KINDS };
 constexpr int WAITS = 3 + 5 * (LAYERS - 1) + 1;  // of products and sums, for their input
@@ -58,8 +59,9 @@ struct Parameters {
   const float* columns;    // and their biases and sums
   Element *exchange, *output;
   unsigned long long *counter, *stamps;
-  int vlm_tokens, dino_tokens, share;
-  float share_inverse;
+  int vlm_tokens, dino_tokens;
+  int team_steps;  // of the context's products, that a team makes, and 1 / as many
+  float team_steps_inverse;
 };
 
 // Two blocks a head make parts of SELF_OUT, one of the residual, one of the query; a warp adds as many of either.

@@ -10,7 +10,7 @@ constexpr int STATISTICS_ROWS = divide_up(128, ACROSS), STATISTICS_PASSES = divi
 constexpr int LEAD = 3, CONTEXT_UNITS = HIDDEN / 16;
 
 // A tile [128 tokens, HIDDEN] of x W. All tiles together are one stream of steps of 64 places of the contracted axis, of which each team of
-// ACROSS blocks takes p.share, wherever tiles end: what a team makes of a tile is a part, number `team + index`.
+// ACROSS blocks takes p.team_steps, wherever tiles end: what a team makes of a tile is a part, number `team + index`.
 struct Tile {
   bool vlm;
   int index, row, tokens;  // among all tiles; its first token, and how many there are from there on, of its encoder
@@ -63,7 +63,7 @@ struct Context {
   template <typename Meanwhile, typename Next>
   DEVICE void project(Meanwhile meanwhile, Next next) const {
     int all = Tile(p, tiles_of(p)).first, team = block_index() / ACROSS, across = block_index() % ACROSS;
-    int first = min(team * p.share, all), last = team < TEAMS ? min(first + p.share, all) : first;
+    int first = min(team * p.team_steps, all), last = team < TEAMS ? min(first + p.team_steps, all) : first;
     StepCopies copies;
     copies.last = first;
     auto load = [&](int step) {
@@ -157,7 +157,7 @@ struct Context {
   }
 
   // Which team makes a step.
-  DEVICE int team_of(int step) const { return (int)((step + 0.5f) * p.share_inverse); }
+  DEVICE int team_of(int step) const { return (int)((step + 0.5f) * p.team_steps_inverse); }
 
   DEVICE void finish_units(const Tile& tile, int slab, int unit, int length) const {
     constexpr int EACH = 8 / PART_WORDS;

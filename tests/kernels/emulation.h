@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -23,7 +22,6 @@ struct float4 { float x, y, z, w; };
 struct uint2 { uint32_t x, y; };
 struct uint4 { uint32_t x, y, z, w; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 template <typename T> T min(T a, T b) { return a < b ? a : b; }
 template <typename T> T max(T a, T b) { return a < b ? b : a; }
@@ -40,8 +38,12 @@ struct Lane { uint32_t words[6]; float value; };
 
 struct Warp { Meeting meeting; Lane lanes[32]; };
 
+// Copies that were asked for, carried out as late as may be: when somebody waits for them.
+struct Copy { void* target; const void* from; int bytes; void* arrival; };
+
 struct Block {
   int index;
+  std::vector<Copy> copies;
   Meeting meeting;
   Warp warps[8];
   std::unique_ptr<unsigned char[]> shared;
@@ -144,6 +146,8 @@ inline bool launch(int blocks, size_t shared_bytes, void (*body)()) {
         swapcontext(&scheduler, &current->context);
       }
   }
+  // Nobody may leave while copies are under way to its shared memory.
+  for (auto& block : all) if (!block->copies.empty()) return false;
   return true;
 }
 
@@ -244,12 +248,21 @@ inline void expect_bytes(uint64_t* at, int bytes) {
   settle(arrival);
 }
 inline void copy_bulk(void* target, const void* from, int bytes, uint64_t* at) {
-  std::memcpy(target, from, bytes);
-  ((Arrival*)at)->missing -= bytes;
-  settle((Arrival*)at);
+  emulation::current->block->copies.push_back({target, from, bytes, at});
 }
 inline void wait_for_bytes(uint64_t* at, int parity) {
-  while ((((Arrival*)at)->phase & 1) == parity) emulation::yield();
+  auto* arrival = (Arrival*)at;
+  auto& copies = emulation::current->block->copies;
+  while ((arrival->phase & 1) == parity) {
+    std::erase_if(copies, [&](const emulation::Copy& copy) {
+      if (copy.arrival != at) return false;
+      std::memcpy(copy.target, copy.from, copy.bytes);
+      arrival->missing -= copy.bytes;
+      return true;
+    });
+    settle(arrival);
+    emulation::yield();
+  }
 }
 inline uint4 load_fresh(const void* from) { uint4 v; std::memcpy(&v, from, 16); return v; }
 inline void publish(void* to, uint32_t word) { std::memcpy(to, &word, 4); }

@@ -139,7 +139,7 @@ def test_it_is_exact_where_everything_takes_more_than_one_turn(builds: Path) -> 
     emulation = Emulation(LONG, (150, 70), builds)
     assert LONG.out_passes == 2
     # More steps a block than the pipeline has stages, and blocks with steps of two tiles.
-    assert 7 < emulation.buffers.arguments["share"] < 56
+    assert 7 < emulation.buffers.arguments["team_steps"] < 56
     for seed in range(2):
         vlm, dino = emulation.features(150, seed)
         emulation.assert_exact(emulation.launch(vlm, dino, 150), vlm, dino, 150)
@@ -184,6 +184,7 @@ def test_a_repeated_launch_names_what_a_call_brings_along() -> None:
     [
         ({}, None),
         ({"dtype": torch.float16}, None),
+        ({"dtype": torch.float32}, "torch.float32: must be torch.bfloat16 or torch.float16"),
         ({"num_heads": 14}, "heads of 32: must be 64 wide"),
         ({"ff_dim": 1800}, "widths 1800, 3584, 1024: must be multiples of 32"),
         ({"output_dim": 4100}, "output of 4100: must be a multiple of 8"),
@@ -193,6 +194,8 @@ def test_a_repeated_launch_names_what_a_call_brings_along() -> None:
         ),
         ({"blocks": 24}, "77 queries of 448: too much for 24 blocks"),
         ({"num_queries": 257}, "257 queries: at most 256"),
+        ({"num_queries": 16, "ff_dim": 3104}, "feed-forward of 3104: at most 3072"),
+        ({"num_layers": 24}, "24 layers of 448: too much for 132 blocks"),
     ],
 )
 def test_shapes_that_it_refuses(changes: dict[str, Any], reason: str | None) -> None:
