@@ -38,7 +38,15 @@ __all__ = [
 ]
 
 _FOLDER = Path(__file__).parent / "cuda"
-_SOURCES = ("layout.cuh", "projection.cuh", "keys_values.cuh", "attention.cuh", "chain.cuh", "adapter.cu")
+_SOURCES = (
+    "layout.cuh",
+    "projection.cuh",
+    "keys_values.cuh",
+    "attention.cuh",
+    "product.cuh",
+    "chain.cuh",
+    "adapter.cu",
+)
 _TILE = 128
 # Most units of 8 columns that a block has of a wide product.
 _WIDEST = 11

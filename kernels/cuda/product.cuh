@@ -1,0 +1,93 @@
+// A product of the chain: a block's columns of its 16 rows of x W, the contracted axis shared by its warps.
+
+// The block's units of 8 columns.
+template <int WIDTH>
+struct Units {
+  int first, last;
+  DEVICE Units(const Place& at) : first(at.share * (WIDTH / 8) / GROUPS), last((at.share + 1) * (WIDTH / 8) / GROUPS) {}
+};
+
+// The block's 16 rows of x [ROWS, DIM] as fragments, once they are written; a warp has every eighth 32 places of the contracted axis.
+// `meanwhile` is done while the first answer is on its way.
+template <int DIM, int BLOCKS, typename Meanwhile>
+DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2], Meanwhile meanwhile) {
+  const Element* from = x + at.rows * DIM + at.warp * 512 + (at.thread & 31) * 8;
+  bool first_time = true;
+  await(INPUT_AHEAD, [&] {
+#pragma unroll
+    for (int i = 0; i < BLOCKS; i++)
+      if (at.warp + i * WARPS < DIM / 32)
+#pragma unroll
+        for (int half = 0; half < 2; half++) a[i][half] = load_fresh(from + half * 256 + i * WARPS * 512);
+    if (first_time) meanwhile();
+    first_time = false;
+    uint32_t largest = 0;
+#pragma unroll
+    for (int i = 0; i < BLOCKS; i++) largest = max(largest, max(largest_word(a[i][0]), largest_word(a[i][1])));
+    return largest;
+  });
+}
+
+// Leave sums and sums of squares of the warp's places in 16 rows as [WARPS, 16]: products with ones, and of the rows with themselves, of which
+// the diagonal counts. Adding them up would take ten times the instructions.
+template <int BLOCKS>
+DEVICE void sum_rows(const Place& at, const uint4 (&a)[BLOCKS][2], float2* row_sums) {
+  float sums[4] = {}, squares[2][4] = {};
+  const uint32_t one = pack(1, 1);
+#pragma unroll
+  for (int i = 0; i < BLOCKS; i++) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      multiply_16(sums, a[i][half], one, one);
+      multiply_16(squares[0], a[i][half], a[i][half].x, a[i][half].z);
+      multiply_16(squares[1], a[i][half], a[i][half].y, a[i][half].w);
+    }
+  }
+  bool odd = at.group & 1;
+  if (at.quad != at.group >> 1) return;
+  row_sums[at.warp * 16 + at.group] = make_float2(sums[0], odd ? squares[0][1] : squares[0][0]);
+  row_sums[at.warp * 16 + at.group + 8] = make_float2(sums[2], odd ? squares[1][3] : squares[1][2]);
+}
+
+// Mean and 1 / deviation of a row, of the sums [WARPS, 16] that its warps found.
+DEVICE float2 row_statistics(const float2* sums, int row) {
+  float2 sum = {0, 0};
+#pragma unroll
+  for (int warp = 0; warp < WARPS; warp++) sum.x += sums[warp * 16 + row].x, sum.y += sums[warp * 16 + row].y;
+  return mean_and_scale(sum, 1.0f / HIDDEN);
+}
+
+// A warp's part of all units of columns, over its slice of the contracted axis. A block may have a unit less; the region then holds a
+// neighbour's, whose result nobody reads; a place too many of the axis meets zeros. Neither needs a branch.
+template <int DIM, int UNITS, int BLOCKS>
+DEVICE void multiply_rows(const Place& at, const uint4 (&a)[BLOCKS][2], const unsigned char* region, float (&result)[UNITS][4]) {
+#pragma unroll
+  for (int i = 0; i < BLOCKS; i++) {
+    const uint4* weights = (const uint4*)region + min(at.warp + i * WARPS, DIM / 32 - 1) * 32 + (at.thread & 31);
+#pragma unroll
+    for (int unit = 0; unit < UNITS; unit++) {
+      uint4 b = weights[unit * DIM];
+      multiply_16(result[unit], a[i][0], b.x, b.y);
+      multiply_16(result[unit], a[i][1], b.z, b.w);
+    }
+  }
+}
+
+// Leave the warps' parts as [WARPS, 16, LINE].
+template <int UNITS>
+DEVICE void keep_rows(const Place& at, const float (&result)[UNITS][4], float* parts) {
+  float* own = parts + (at.warp * 16 + at.group) * LINE + at.quad * 2;
+#pragma unroll
+  for (int unit = 0; unit < UNITS; unit++) {
+    *(float2*)(own + unit * 8) = make_float2(result[unit][0], result[unit][1]);
+    *(float2*)(own + 8 * LINE + unit * 8) = make_float2(result[unit][2], result[unit][3]);
+  }
+}
+
+// The error function within 1.5e-7: Abramowitz and Stegun, 7.1.26.
+DEVICE float gelu(float x) {
+  float z = fabsf(x) * 0.7071067811865476f, t = reciprocal(1 + 0.3275911f * z);
+  float tail = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+  float erf = 1 - tail * power_of_two(-1.4426950408889634f * z * z);
+  return 0.5f * x * (1 + (x < 0 ? -erf : erf));
+}
