@@ -21,8 +21,8 @@ DEVICE void merge_warps(const Place& at, unsigned char* shared, int warps, const
       *(float2*)(mixtures + row * MIXTURE_LINE + tile * 8 + at.quad * 2) = make_float2(mixed[tile][half * 2], mixed[tile][half * 2 + 1]);
   }
   block_sync();
-  // A warp merges rows w and w + 8, which lie side by side where CROSS_OUT reads them, a thread four columns.
-  int row = at.warp + (at.thread & 16) / 2, column = (at.thread & 15) * 4;
+  // A thread has four columns.
+  int row = at.paired_row(), column = (at.thread & 15) * 4;
   float peak = EMPTY, sum = 0, merged[4] = {};
 #pragma unroll
   for (int warp = 0; warp < WARPS; warp++) if (warp < warps) peak = fmaxf(peak, heads[warp * 16 + row].x);

@@ -72,9 +72,9 @@ struct Chain {
   DEVICE float* slices() const { return (float*)(shared + SLICES_AT); }
   DEVICE float2* query_of(int row, int inside) const { return (float2*)(shared + QUERY_AT) + row * NARROW * 4 + inside / 2; }
 
-  // Of 16 rows the one that a thread finishes: a warp has two of which it can write whole sectors where the next step reads them.
+  // Of 16 rows the one that a thread finishes; queries, keys and values lie row by row.
   template <int KIND>
-  DEVICE int row_of() const { return KIND == QKV ? at.thread >> 4 : at.warp + (at.thread >> 4 & 1) * 8; }
+  DEVICE int row_of() const { return KIND == QKV ? at.thread >> 4 : at.paired_row(); }
 
   // Ask for the block's weights of a step in one piece, in the place of those two turns before. Of a product that is most units that a block
   // has, see fragments() and dealt() in arrangement.py; of SELF_OUT the block's slice, see sliced_fragments(), or nothing.

@@ -28,6 +28,7 @@ constexpr int PART_WORDS = 2;
 #else
 constexpr int PART_WORDS = 1;
 #endif
+// Tiles of 16 query rows, and how many blocks share one.
 constexpr int ROW_TILES = (QUERIES + 15) / 16, ROWS = 16 * ROW_TILES, GROUPS = GRID / ROW_TILES;
 // Parts of the context among which an attention is split.
 constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
@@ -64,6 +65,9 @@ struct Parameters {
   float team_steps_inverse;
 };
 
+// Tiles of 128 tokens of both encoders.
+DEVICE int tiles_of(const Parameters& p) { return divide_up(p.vlm_tokens, 128) + divide_up(p.dino_tokens, 128); }
+
 // Two blocks a head make parts of SELF_OUT, one of the residual, one of the query; a warp adds as many of either.
 constexpr int HEADS_EACH = divide_up(HEADS, WARPS), SELF_SOURCES = 2 * HEADS_EACH * WARPS;
 
@@ -84,7 +88,7 @@ struct Exchange {
   DEVICE Exchange() {}
   DEVICE Exchange(const Parameters& p, int set) {
     int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
-    int numbers = TEAMS + divide_up(p.vlm_tokens, 128) + divide_up(p.dino_tokens, 128);
+    int numbers = TEAMS + tiles_of(p);
     chain_parts = p.exchange;
     parts = (uint4*)(chain_parts + CHAIN_PARTS);
     chain = (Element*)(parts + numbers * (16 * HIDDEN * PART_WORDS)) + (size_t)set * (EXCHANGE + (total + 2 * LAYERS * padded) * HIDDEN + numbers * (64 * 8));
@@ -109,8 +113,9 @@ constexpr int MIXTURE_LINE = 72;
 // What a block keeps of 16 rows: columns of a head. Lines of an odd multiple of 16 places share no banks where they are read.
 constexpr int KEPT_LINE = HEAD | 16;
 
-// Shared memory: the pipeline of the context's products; later the weights of two products of the chain, and what its eight warps made of
-// their slices of the contracted axis; what the block keeps, and its columns of the query without what self-attention adds; what they found of each row.
+// Shared memory: the pipeline of the context's products. Later the weights of two steps of the chain, a REGION each; at SLICES_AT what the eight
+// warps made of their slices of the contracted axis, or of their keys; at KEPT_AT an attention's query, then what self-attention mixes; at QUERY_AT
+// the block's columns of x Wq. At SUMS_AT, apart from both, what each warp found of each row.
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
 constexpr int REGION = 16 * larger(larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), HEAD / 8 * HIDDEN), SLICES_AT = 2 * REGION, KEPT_AT = SLICES_AT + WARPS * 16 * larger(LINE, MIXTURE_LINE) * 4;
 constexpr int QUERY_AT = KEPT_AT + 16 * KEPT_LINE * 2;
@@ -118,7 +123,7 @@ constexpr int QUERY_AT = KEPT_AT + 16 * KEPT_LINE * 2;
 constexpr int KV_BYTES = KV_COLUMNS * HIDDEN * 2, KV_WEIGHTS_AT = larger(64 * HIDDEN * 2, smaller(STAGES * STAGE_BYTES, ROOM / 1024 * 1024 - KV_BYTES));
 constexpr int SUMS_AT = larger(larger(STAGES * STAGE_BYTES, KV_WEIGHTS_AT + KV_BYTES), QUERY_AT + 16 * NARROW * 8 * 4);
 constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 4 * 8;
-static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE && CHAIN_PARTS == EXPECTED_PARTS, "kernels/persistent.py");
+static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE && CHAIN_PARTS == EXPECTED_PARTS, "kernels/persistent_shape.py");
 
 // Where an element lies in what blocks exchange and in keys, [rows / 16, width / 32, 16, 32]: a fragment is one run of 512 bytes.
 DEVICE int placed(int row, int column, int width) { return (row / 16 * (width / 32) + column / 32) * 512 + row % 16 * 32 + column % 32; }
@@ -139,6 +144,8 @@ DEVICE int side_by_side(int i) { return ((i >> 1 & 1) << 3) + (i >> 2 << 1) + (i
 struct Place {
   int thread, warp, group, quad;  // group: lane / 4, a row or column of a fragment; quad: lane % 4, which eight of every 32 places
   int rows, share;                // the block's first query row, and which of GROUPS it is
+  // Of 16 rows the one that a thread finishes: a warp has two of which it can write whole sectors where a product reads them.
+  DEVICE int paired_row() const { return warp + (thread >> 4 & 1) * 8; }
 };
 
 // UNWRITTEN is the largest of numbers, so that the largest word says whether any is unwritten.

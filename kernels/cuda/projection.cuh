@@ -27,8 +27,6 @@ struct Tile {
   }
 };
 
-DEVICE int tiles_of(const Parameters& p) { return divide_up(p.vlm_tokens, 128) + divide_up(p.dino_tokens, 128); }
-
 // What a thread copies of every step: rows 32 apart of x, and its chunks of the weights, which lie in memory as they do here: [ACROSS, steps,
 // COLUMNS, 64].
 struct StepCopies {
@@ -179,6 +177,9 @@ struct Context {
       uint4 rows[EACH], parts[2][EACH][PART_WORDS];
       // Those too many are asked for again, and not added.
       auto number = [&](int i) { return min(first + i, count - 1); };
+      auto part_at = [&](int i, int word) {
+        return all_parts + number(i) * (8 * CONTEXT_UNITS * 32 * PART_WORDS) + word / PART_WORDS * 32 * PART_WORDS + word % PART_WORDS;
+      };
       await(PARTS_AHEAD, [&] {
         uint32_t largest = 0;
 #pragma unroll
@@ -186,9 +187,7 @@ struct Context {
 #pragma unroll
         for (int i = 0; i < EACH; i++)
 #pragma unroll
-          for (int word = 0; word < 2 * PART_WORDS; word++)
-            parts[word / PART_WORDS][i][word % PART_WORDS] =
-                load_fresh(all_parts + number(i) * (8 * CONTEXT_UNITS * 32 * PART_WORDS) + word / PART_WORDS * 32 * PART_WORDS + word % PART_WORDS);
+          for (int word = 0; word < 2 * PART_WORDS; word++) parts[word / PART_WORDS][i][word % PART_WORDS] = load_fresh(part_at(i, word));
 #pragma unroll
         for (int i = 0; i < EACH; i++) largest = max(largest, largest_word(rows[i]));
 #pragma unroll
@@ -201,9 +200,7 @@ struct Context {
 #pragma unroll
       for (int i = 0; i < EACH; i++)
 #pragma unroll
-        for (int word = 0; word < 2 * PART_WORDS; word++)
-          publish_eight(all_parts + number(i) * (8 * CONTEXT_UNITS * 32 * PART_WORDS) + word / PART_WORDS * 32 * PART_WORDS + word % PART_WORDS,
-                        make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN));
+        for (int word = 0; word < 2 * PART_WORDS; word++) publish_eight(part_at(i, word), make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN));
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
         if (first + i >= count) break;
@@ -218,7 +215,7 @@ struct Context {
     Element* to = settled(exchange.context + (size_t)token * HIDDEN + column);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      int half = i / 2, across = i % 2 * 16;
+      int half = i / 2;
       if (inside + half * 8 >= tile.tokens) break;
       const float* x = value[i % 2] + half * 4;
       float4 sum = weight_sums[i % 2], place = places[i];
@@ -226,7 +223,7 @@ struct Context {
       uint2 words = {pack(finished(x[0], sum.x, place.x), finished(x[1], sum.y, place.y)), pack(finished(x[2], sum.z, place.z), finished(x[3], sum.w, place.w))};
       // What lies behind the true length may be anything.
       if (tile.vlm && tile.row + inside + half * 8 >= length) words = {0, 0};
-      publish_four(to + half * 8 * HIDDEN + across, words);
+      publish_four(to + half * 8 * HIDDEN + i % 2 * 16, words);
     }
   }
 
