@@ -14,8 +14,9 @@ from torch import Tensor
 from bench.adapter_latency import CASES, Case
 from foresight.adapters import AdapterBody, adapter_config, build_adapter
 from foresight.adapters.packing import pack_adapter, positions_table
-from foresight.kernels.persistent import STAMPS, Buffers, PersistentShape
+from foresight.kernels.persistent import STAMPS, Buffers
 from foresight.kernels.persistent_kernel import PersistentKernel, persistent_blocks
+from foresight.kernels.persistent_shape import PersistentShape
 from foresight.runtime.persistent import persistent_shape
 
 __all__ = ["main", "stage_names", "stage_times"]

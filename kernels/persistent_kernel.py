@@ -12,10 +12,10 @@ from foresight.kernels.nvrtc import compile_cuda
 from foresight.kernels.persistent import (
     Buffers,
     PersistentParameters,
-    PersistentShape,
     Weights,
     persistent_source,
 )
+from foresight.kernels.persistent_shape import PersistentShape
 
 __all__ = ["SHARED_MEMORY", "PersistentKernel", "persistent_blocks"]
 

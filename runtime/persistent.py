@@ -11,9 +11,10 @@ from torch import Tensor
 
 from foresight.adapters import Adapter, AdapterConfig
 from foresight.adapters.packing import PackedAdapter
-from foresight.kernels.persistent import Buffers, PersistentShape, Weights
+from foresight.kernels.persistent import Buffers, Weights
 from foresight.kernels.persistent_kernel import PersistentKernel, persistent_blocks
 from foresight.kernels.persistent_launch import PersistentLaunch
+from foresight.kernels.persistent_shape import PersistentShape
 from foresight.runtime.capture import current_stream
 from foresight.runtime.input_buffer import InputBuffer
 from foresight.runtime.prepared import PreparedReport, megabytes

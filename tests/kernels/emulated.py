@@ -9,7 +9,8 @@ from pathlib import Path
 from shutil import which
 from tempfile import mkdtemp
 
-from foresight.kernels.persistent import PersistentShape, persistent_source
+from foresight.kernels.persistent import persistent_source
+from foresight.kernels.persistent_shape import PersistentShape
 
 __all__ = ["COMPILER", "EmulatedKernel"]
 

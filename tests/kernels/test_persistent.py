@@ -15,9 +15,10 @@ from foresight.adapters import Adapter, AdapterConfig, build_adapter
 from foresight.adapters.packing import PackedAdapter, pack_adapter, positions_table
 from foresight.kernels import reference
 from foresight.kernels.nvrtc import compile_cuda
-from foresight.kernels.persistent import Buffers, PersistentParameters, PersistentShape, persistent_source
+from foresight.kernels.persistent import Buffers, PersistentParameters, persistent_source
 from foresight.kernels.persistent_kernel import SHARED_MEMORY
 from foresight.kernels.persistent_launch import PersistentLaunch
+from foresight.kernels.persistent_shape import PersistentShape
 
 from ..adapters.trained import as_if_trained
 from .emulated import COMPILER, EmulatedKernel

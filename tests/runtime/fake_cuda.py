@@ -15,7 +15,8 @@ from torch import Tensor
 
 from foresight.adapters import Adapter, AdapterConfig, build_adapter
 from foresight.adapters.packing import PackedAdapter, pack_adapter
-from foresight.kernels.persistent import Buffers, PersistentShape
+from foresight.kernels.persistent import Buffers
+from foresight.kernels.persistent_shape import PersistentShape
 from foresight.runtime import graphed, persistent, replicated
 from foresight.runtime.graphed import GraphedAdapter
 from foresight.runtime.persistent import PersistentAdapter, persistent_shape

@@ -1,0 +1,179 @@
+"""What the persistent kernel is compiled for, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+__all__ = ["PersistentShape"]
+
+_TILE = 128
+# Most units of 8 columns that a block has of a wide product.
+_WIDEST = 11
+_WIDEST_FEED_FORWARD = 3072
+_STAGES = 5
+# Of a block's shared memory, what the context may use: without sums, arrivals, and a kilobyte that stays free.
+_ROOM = 232_448 - 2 * 1024 - 4 * 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersistentShape:
+    """What the kernel is compiled for: an adapter's sizes, its dtype, and `blocks`."""
+
+    hidden_dim: int
+    num_heads: int
+    ff_dim: int
+    output_dim: int
+    vlm_dim: int
+    dino_dim: int
+    num_queries: int
+    num_layers: int
+    dtype: torch.dtype
+    blocks: int
+
+    def refusal(self, shared_memory: int) -> str | None:
+        """Why the kernel cannot serve this shape with so many bytes of shared memory a block; None if it can."""
+        if self.dtype not in (torch.bfloat16, torch.float16):
+            return f"{self.dtype}: must be torch.bfloat16 or torch.float16"
+        if self.hidden_dim != 64 * self.num_heads:
+            return f"heads of {self.hidden_dim / self.num_heads:g}: must be 64 wide"
+        if any(size % 32 for size in (self.ff_dim, self.vlm_dim, self.dino_dim)):
+            return f"widths {self.ff_dim}, {self.vlm_dim}, {self.dino_dim}: must be multiples of 32"
+        if self.output_dim % 8:
+            return f"output of {self.output_dim}: must be a multiple of 8"
+        # Not tested beyond.
+        if self.num_queries > 256:
+            return f"{self.num_queries} queries: at most 256"
+        if self.groups < 2 * self.num_heads or not self._fits_a_block():
+            return f"{self.num_queries} queries of {self.hidden_dim}: too much for {self.blocks} blocks"
+        # A thread holds its part of two rows in registers.
+        if self.ff_dim > _WIDEST_FEED_FORWARD:
+            return f"feed-forward of {self.ff_dim}: at most {_WIDEST_FEED_FORWARD}"
+        if 2 * self.num_layers * self.hidden_dim > self.blocks * self.key_value_columns:
+            return f"{self.num_layers} layers of {self.hidden_dim}: too much for {self.blocks} blocks"
+        if self.shared_bytes > shared_memory:
+            return f"{self.shared_bytes} bytes of shared memory: the device has {shared_memory} a block"
+        return None
+
+    def _fits_a_block(self) -> bool:
+        return self._units(self.hidden_dim) <= 4 and max(map(self._units, self._wide_widths)) <= _WIDEST
+
+    @property
+    def _wide_widths(self) -> tuple[int, ...]:
+        return (3 * self.hidden_dim, self.ff_dim, self.output_dim // self.out_passes)
+
+    @cached_property
+    def rows(self) -> int:
+        """The queries, in whole tiles of 16."""
+        return _divide_up(self.num_queries, 16) * 16
+
+    @cached_property
+    def groups(self) -> int:
+        """How many blocks share a tile of queries."""
+        return self.blocks // (self.rows // 16)
+
+    @cached_property
+    def columns(self) -> int:
+        """Columns of a tile of the context's products."""
+        return max(size for size in range(16, 129, 16) if self.hidden_dim % size == 0)
+
+    @cached_property
+    def out_passes(self) -> int:
+        """In how many parts the output is made, so that a part's weights fit into shared memory."""
+        passes = (n for n in range(1, self.output_dim // 8 + 1) if self.output_dim % (8 * n) == 0)
+        return next((n for n in passes if self._units(self.output_dim // n) <= _WIDEST), 1)
+
+    @cached_property
+    def splits(self) -> int:
+        """Parts of the context among which an attention is split."""
+        return min(3, self.groups // self.num_heads)
+
+    @cached_property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block."""
+        h, narrow = self.hidden_dim, self._units(self.hidden_dim)
+        wide = max(self._units(3 * h) + narrow, *map(self._units, self._wide_widths))
+        line = _divide_up(8 * wide - 24, 32) * 32 + 24
+        region = 16 * max(narrow * max(h, self.ff_dim), wide * h, 8 * h)
+        chain = 2 * region + 8 * 16 * max(line, 72) * 4 + 16 * (64 | 16) * 2 + 16 * narrow * 32
+        stages = _STAGES * (_TILE + self.columns) * 128
+        keys_values = self.key_value_columns * h * 2
+        keys_values += max(64 * h * 2, min(stages, _ROOM // 1024 * 1024 - keys_values))
+        return max(stages, keys_values, chain) + 1024 + 4 * 8
+
+    @cached_property
+    def key_value_columns(self) -> int:
+        """Columns of keys and values that a block makes: so many that ten blocks share them, 160 at most."""
+        share = _divide_up(2 * self.num_layers * self.hidden_dim, max(1, self.blocks // 10))
+        return min(160, _divide_up(share, 32) * 32)
+
+    @cached_property
+    def teams(self) -> int:
+        """How many groups of blocks make tiles of the context, each block of one some columns of the same tokens."""
+        return self.blocks // (self.hidden_dim // self.columns)
+
+    def team_steps(self, vlm_tokens: int, dino_tokens: int) -> int:
+        """Steps of 64 places of the contracted axis that a team makes, of those of all tiles of the context.
+
+        A tile has about eight parts at most, nine where it begins within a share: as many as `finish_units` in
+        projection.cuh reads at once, of fp16 adapters half.
+        """
+        steps = {dim: _divide_up(dim, 64) for dim in (self.vlm_dim, self.dino_dim)}
+        sizes = ((vlm_tokens, self.vlm_dim), (dino_tokens, self.dino_dim))
+        everything = sum(_divide_up(tokens, _TILE) * steps[dim] for tokens, dim in sizes)
+        return max(_divide_up(everything, self.teams), *(_divide_up(n, 8) for n in steps.values()))
+
+    @cached_property
+    def exchange_elements(self) -> int:
+        """Elements of one of the two sets of buffers through which the chain's blocks exchange results."""
+        h = self.hidden_dim
+        to_query = self.rows * (3 * h + 4 * self.groups) + _divide_up(self.rows, 32) * 32 * h
+        # The first layer's query is a constant.
+        rest = self.rows * ((3 + self.splits) * h + self.ff_dim + 8 * self.num_heads)
+        return self.num_layers * (to_query + rest) - to_query
+
+    @cached_property
+    def part_elements(self) -> int:
+        """Elements of the parts that SELF_OUT adds in the layers but the first: of the residual, and of the query."""
+        return (self.num_layers - 1) * self.rows * 16 * _divide_up(self.num_heads, 8) * self.hidden_dim
+
+    def buffer_elements(self, vlm_tokens: int, dino_tokens: int) -> int:
+        """Elements of all that blocks exchange: parts of sums once, the rest twice; see `Exchange` in layout.cuh."""
+        h, total = self.hidden_dim, vlm_tokens + dino_tokens
+        padded = _divide_up(total, 32) * 32
+        parts = self.teams + sum(_divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens))
+        words = 2 if self.dtype == torch.float16 else 1
+        once = self.part_elements + parts * _TILE * h * words
+        twice = self.exchange_elements + (total + 2 * self.num_layers * padded) * h + parts * 64 * 8
+        return once + 2 * twice
+
+    def _units(self, width: int) -> int:
+        return _divide_up(width // 8, self.groups) if self.groups else width
+
+    def defines(self) -> dict[str, int]:
+        """The macros that the source is compiled with."""
+        sizes = {
+            "HIDDEN": self.hidden_dim,
+            "HEADS": self.num_heads,
+            "FF": self.ff_dim,
+            "OUT": self.output_dim,
+            "OUT_PASSES": self.out_passes,
+            "VLM_DIM": self.vlm_dim,
+            "DINO_DIM": self.dino_dim,
+            "QUERIES": self.num_queries,
+            "LAYERS": self.num_layers,
+            "GRID": self.blocks,
+            "COLUMNS": self.columns,
+            "KV_COLUMNS": self.key_value_columns,
+            "ROOM": _ROOM,
+            "EXPECTED_SHARED_BYTES": self.shared_bytes,
+            "EXPECTED_EXCHANGE": self.exchange_elements,
+            "EXPECTED_PARTS": self.part_elements,
+        }
+        return sizes | ({"HALF": 1} if self.dtype == torch.float16 else {})
+
+
+def _divide_up(size: int, by: int) -> int:
+    return -(-size // by)
