@@ -5,7 +5,7 @@ Run as `python -m bench.persistent_stages`. The kernel is compiled to note them,
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from foresight.adapters.packing import pack_adapter, positions_table
 from foresight.kernels.persistent import STAMPS, Buffers
 from foresight.kernels.persistent_kernel import PersistentKernel, persistent_blocks
 from foresight.kernels.persistent_shape import PersistentShape
+from foresight.kernels.wide_shape import WideShape
 from foresight.runtime.persistent import persistent_shape
 
 __all__ = ["main", "stage_names", "stage_times"]
@@ -25,17 +26,16 @@ _LAUNCHES = 50
 _DTYPE = torch.bfloat16
 _CONTEXT = {1: "encoders' projections", 3: "context", 4: "keys and values"}
 _KINDS = ("qkv", "self-attention", "self out", "cross-attention", "cross out", "up", "down")
-
-
-class _StampedShape(PersistentShape):
-    """Compiled so that blocks note the clock."""
-
-    def defines(self) -> dict[str, int]:
-        return super().defines() | {"STAMPS": STAMPS}
+# The products of the wide kernel, in the order of their stamps, and all steps of a layer, of which the first layer's are constants.
+_WIDE_PRODUCTS = ("qkv", "self out", "query", "cross out", "up", "down")
+_KINDS_IN_ORDER = ("qkv", "self-attention", "self out", "query", "cross-attention", "cross out", "up", "down")
+_CONSTANT_KINDS = _KINDS_IN_ORDER[:4]
 
 
 def stage_names(shape: PersistentShape) -> dict[int, str]:
     """What has happened at a stamp, by its index, in order; see `stamp` in the kernel."""
+    if isinstance(shape, WideShape):
+        return _wide_stage_names(shape)
     steps = [f"{kind} {layer}" for layer in range(shape.num_layers) for kind in _KINDS]
     steps += [f"output {part}" for part in range(shape.out_passes)]
     names = dict(_CONTEXT)
@@ -43,6 +43,22 @@ def stage_names(shape: PersistentShape) -> dict[int, str]:
     for step in range(_KINDS.index("cross-attention"), len(steps)):
         names |= {6 + 2 * step: f"{steps[step]}: input", 7 + 2 * step: steps[step]}
     return names
+
+
+def _wide_stage_names(shape: WideShape) -> dict[int, str]:
+    names = dict(_CONTEXT)
+    each = 2 * len(_WIDE_PRODUCTS) + 2
+    for layer in range(shape.num_layers):
+        for kind in _KINDS_IN_ORDER:
+            if layer == 0 and kind in _CONSTANT_KINDS:
+                continue
+            if kind in _WIDE_PRODUCTS:
+                first = 6 + layer * each + 2 * _WIDE_PRODUCTS.index(kind)
+                names |= {first: f"{kind} {layer}: input", first + 1: f"{kind} {layer}"}
+            else:
+                names[6 + layer * each + 2 * len(_WIDE_PRODUCTS) + (kind == "cross-attention")] = f"{kind} {layer}"
+    last = 6 + shape.num_layers * each
+    return names | {last: "output: input", last + 1: "output"}
 
 
 def stage_times(stamps: Tensor) -> Tensor:
@@ -58,7 +74,8 @@ def stage_times(stamps: Tensor) -> Tensor:
 
 def _measure(case: Case) -> tuple[PersistentShape, Tensor]:
     device, config = torch.device("cuda", 0), adapter_config("query", case.size, vlm_dim=3584, dino_dim=1024)
-    shape = _StampedShape(**asdict(persistent_shape(config, _DTYPE, persistent_blocks(device))))
+    # Compiled so that blocks note the clock.
+    shape = replace(persistent_shape(config, _DTYPE, persistent_blocks(device)), stamps=STAMPS)
     torch.manual_seed(0)
     adapter = build_adapter(config).eval()
     weights: Any = pack_adapter(adapter, device, _DTYPE)

@@ -26,6 +26,8 @@ from foresight.kernels.arrangement import (
     swizzled,
 )
 from foresight.kernels.persistent_shape import PersistentShape
+from foresight.kernels.wide_shape import WideShape
+from foresight.kernels.wide_streams import dealt_streams
 
 __all__ = [
     "STAMPS",
@@ -36,15 +38,6 @@ __all__ = [
 ]
 
 _FOLDER = Path(__file__).parent / "cuda"
-_SOURCES = (
-    "layout.cuh",
-    "projection.cuh",
-    "keys_values.cuh",
-    "attention.cuh",
-    "product.cuh",
-    "chain.cuh",
-    "adapter.cu",
-)
 STAMPS = 128
 
 
@@ -100,10 +93,9 @@ def persistent_source(shape: PersistentShape, primitives: str | None = None) -> 
     """The kernel's source for `shape`, with the hardware's instructions or with other `primitives`."""
     if primitives is None:
         own = (_FOLDER / "primitives.cuh").read_text(encoding="utf-8")
-        columns = sorted({shape.columns, shape.key_value_columns // 2})
-        instructions = "\n\n".join(_multiply_warpgroup(shape.dtype, n) for n in columns)
+        instructions = "\n\n".join(_multiply_warpgroup(shape.dtype, n) for n in shape.warpgroup_columns)
         primitives = own.replace("// {multiply_warpgroup}", instructions)
-    return primitives + "".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SOURCES)
+    return primitives + "".join((_FOLDER / name).read_text(encoding="utf-8") for name in shape.sources)
 
 
 def _multiply_warpgroup(dtype: torch.dtype, columns: int) -> str:
@@ -136,7 +128,7 @@ class Buffers:
         self.vlm_tokens, self.dino_tokens = vlm_tokens, dino_tokens
         elements = shape.buffer_elements(vlm_tokens, dino_tokens)
         self.exchange = torch.full((elements,), -1, dtype=torch.int16, device=device)
-        self.counter = torch.zeros(1, dtype=torch.int64, device=device)
+        self.counter = torch.zeros(3, dtype=torch.int64, device=device)
         self.stamps = torch.zeros(shape.blocks, STAMPS, dtype=torch.int64, device=device)
         self.output = torch.empty(shape.num_queries, shape.output_dim, dtype=shape.dtype, device=device)
         steps = shape.team_steps(vlm_tokens, dino_tokens)
@@ -183,6 +175,16 @@ def _steps(weights: Weights, shape: PersistentShape) -> Iterator[tuple[Tensor, T
     yield fragments(weights.out.weight), weights.out.bias, weights.out.sums
 
 
+def _plain_steps(weights: Weights) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Weights, biases and sums of columns of the chain's products, in the order of wide_layout.cuh."""
+    for layer in weights.layers:
+        queries = layer.queries
+        before = () if queries is None else (queries.qkv, queries.out, queries.query)
+        for linear in (*before, layer.cross_out, layer.up, layer.down):
+            yield linear.weight, linear.bias, linear.sums
+    yield weights.out.weight, weights.out.bias, weights.out.sums
+
+
 class PersistentParameters:
     """The kernel's argument: addresses, and the tensors that they are those of.
 
@@ -197,8 +199,13 @@ class PersistentParameters:
         self._vlm = swizzled(side_by_side(weights.vlm.weight), shape.columns)
         self._dino = swizzled(side_by_side(weights.dino.weight), shape.columns)
         self._key_values = swizzled(side_by_side(weights.keys_values.weight), shape.key_value_columns)
-        steps = list(_steps(weights, shape))
-        self._weights = torch.cat([weight.flatten() for weight, _, _ in steps])
+        wide = isinstance(shape, WideShape)
+        steps = list(_plain_steps(weights) if wide else _steps(weights, shape))
+        self._weights = (
+            dealt_streams([weight for weight, _, _ in steps], shape)
+            if wide
+            else torch.cat([weight.flatten() for weight, _, _ in steps])
+        )
         parts = [1] * (len(steps) - 1) + [shape.out_passes]
         columns = (biases_and_sums(bias, sums, n) for (_, bias, sums), n in zip(steps, parts, strict=True))
         self._columns = torch.cat(list(columns))

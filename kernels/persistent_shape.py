@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-__all__ = ["PersistentShape"]
+__all__ = ["PersistentShape", "divide_up"]
 
 _TILE = 128
 # Most units of 8 columns that a block has of a wide product.
@@ -20,7 +20,7 @@ _ROOM = 232_448 - 2 * 1024 - 4 * 8
 
 @dataclass(frozen=True, kw_only=True)
 class PersistentShape:
-    """What the kernel is compiled for: an adapter's sizes, its dtype, and `blocks`."""
+    """What the kernel is compiled for: an adapter's sizes, its dtype, `blocks`, and how many `stamps` each takes of the clock."""
 
     hidden_dim: int
     num_heads: int
@@ -32,9 +32,26 @@ class PersistentShape:
     num_layers: int
     dtype: torch.dtype
     blocks: int
+    stamps: int = 0
 
     def refusal(self, shared_memory: int) -> str | None:
         """Why the kernel cannot serve this shape with so many bytes of shared memory a block; None if it can."""
+        general = self._general_refusal()
+        if general is not None:
+            return general
+        if self.groups < 2 * self.num_heads or not self._fits_a_block():
+            return f"{self.num_queries} queries of {self.hidden_dim}: too much for {self.blocks} blocks"
+        # A thread holds its part of two rows in registers.
+        if self.ff_dim > _WIDEST_FEED_FORWARD:
+            return f"feed-forward of {self.ff_dim}: at most {_WIDEST_FEED_FORWARD}"
+        if 2 * self.num_layers * self.hidden_dim > self.blocks * self.key_value_columns:
+            return f"{self.num_layers} layers of {self.hidden_dim}: too much for {self.blocks} blocks"
+        if self.shared_bytes > shared_memory:
+            return f"{self.shared_bytes} bytes of shared memory: the device has {shared_memory} a block"
+        return None
+
+    def _general_refusal(self) -> str | None:
+        """What neither kernel of this kind serves."""
         if self.dtype not in (torch.bfloat16, torch.float16):
             return f"{self.dtype}: must be torch.bfloat16 or torch.float16"
         if self.hidden_dim != 64 * self.num_heads:
@@ -46,15 +63,6 @@ class PersistentShape:
         # Not tested beyond.
         if self.num_queries > 256:
             return f"{self.num_queries} queries: at most 256"
-        if self.groups < 2 * self.num_heads or not self._fits_a_block():
-            return f"{self.num_queries} queries of {self.hidden_dim}: too much for {self.blocks} blocks"
-        # A thread holds its part of two rows in registers.
-        if self.ff_dim > _WIDEST_FEED_FORWARD:
-            return f"feed-forward of {self.ff_dim}: at most {_WIDEST_FEED_FORWARD}"
-        if 2 * self.num_layers * self.hidden_dim > self.blocks * self.key_value_columns:
-            return f"{self.num_layers} layers of {self.hidden_dim}: too much for {self.blocks} blocks"
-        if self.shared_bytes > shared_memory:
-            return f"{self.shared_bytes} bytes of shared memory: the device has {shared_memory} a block"
         return None
 
     def _fits_a_block(self) -> bool:
@@ -67,7 +75,7 @@ class PersistentShape:
     @cached_property
     def rows(self) -> int:
         """The queries, in whole tiles of 16."""
-        return _divide_up(self.num_queries, 16) * 16
+        return divide_up(self.num_queries, 16) * 16
 
     @cached_property
     def groups(self) -> int:
@@ -95,7 +103,7 @@ class PersistentShape:
         """Shared memory of a block."""
         h, narrow = self.hidden_dim, self._units(self.hidden_dim)
         wide = max(self._units(3 * h) + narrow, *map(self._units, self._wide_widths))
-        line = _divide_up(8 * wide - 24, 32) * 32 + 24
+        line = divide_up(8 * wide - 24, 32) * 32 + 24
         region = 16 * max(narrow * max(h, self.ff_dim), wide * h, 8 * h)
         chain = 2 * region + 8 * 16 * max(line, 72) * 4 + 16 * (64 | 16) * 2 + 16 * narrow * 32
         stages = _STAGES * (_TILE + self.columns) * 128
@@ -106,13 +114,24 @@ class PersistentShape:
     @cached_property
     def key_value_columns(self) -> int:
         """Columns of keys and values that a block makes: so many that ten blocks share them, 160 at most."""
-        share = _divide_up(2 * self.num_layers * self.hidden_dim, max(1, self.blocks // 10))
-        return min(160, _divide_up(share, 32) * 32)
+        share = divide_up(2 * self.num_layers * self.hidden_dim, max(1, self.blocks // 10))
+        return min(160, divide_up(share, 32) * 32)
 
     @cached_property
     def teams(self) -> int:
         """How many groups of blocks make tiles of the context, each block of one some columns of the same tokens."""
         return self.blocks // (self.hidden_dim // self.columns)
+
+    @property
+    def warpgroup_columns(self) -> list[int]:
+        """Columns of the products that four warps make at once."""
+        return sorted({self.columns, self.key_value_columns // 2})
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The files that the kernel is made of, in order."""
+        chain = ("attention.cuh", "product.cuh", "chain.cuh", "adapter.cu")
+        return ("layout.cuh", "places.cuh", "projection.cuh", "keys_values.cuh", *chain)
 
     def team_steps(self, vlm_tokens: int, dino_tokens: int) -> int:
         """Steps of 64 places of the contracted axis that a team makes, of those of all tiles of the context.
@@ -120,16 +139,16 @@ class PersistentShape:
         A tile has about eight parts at most, nine where it begins within a share: as many as `finish_units` in
         projection.cuh reads at once, of fp16 adapters half.
         """
-        steps = {dim: _divide_up(dim, 64) for dim in (self.vlm_dim, self.dino_dim)}
+        steps = {dim: divide_up(dim, 64) for dim in (self.vlm_dim, self.dino_dim)}
         sizes = ((vlm_tokens, self.vlm_dim), (dino_tokens, self.dino_dim))
-        everything = sum(_divide_up(tokens, _TILE) * steps[dim] for tokens, dim in sizes)
-        return max(_divide_up(everything, self.teams), *(_divide_up(n, 8) for n in steps.values()))
+        everything = sum(divide_up(tokens, _TILE) * steps[dim] for tokens, dim in sizes)
+        return max(divide_up(everything, self.teams), *(divide_up(n, 8) for n in steps.values()))
 
     @cached_property
     def exchange_elements(self) -> int:
         """Elements of one of the two sets of buffers through which the chain's blocks exchange results."""
         h = self.hidden_dim
-        to_query = self.rows * (3 * h + 4 * self.groups) + _divide_up(self.rows, 32) * 32 * h
+        to_query = self.rows * (3 * h + 4 * self.groups) + divide_up(self.rows, 32) * 32 * h
         # The first layer's query is a constant.
         rest = self.rows * ((3 + self.splits) * h + self.ff_dim + 8 * self.num_heads)
         return self.num_layers * (to_query + rest) - to_query
@@ -137,20 +156,20 @@ class PersistentShape:
     @cached_property
     def part_elements(self) -> int:
         """Elements of the parts that SELF_OUT adds in the layers but the first: of the residual, and of the query."""
-        return (self.num_layers - 1) * self.rows * 16 * _divide_up(self.num_heads, 8) * self.hidden_dim
+        return (self.num_layers - 1) * self.rows * 16 * divide_up(self.num_heads, 8) * self.hidden_dim
 
     def buffer_elements(self, vlm_tokens: int, dino_tokens: int) -> int:
         """Elements of all that blocks exchange: parts of sums once, the rest twice; see `Exchange` in layout.cuh."""
         h, total = self.hidden_dim, vlm_tokens + dino_tokens
-        padded = _divide_up(total, 32) * 32
-        parts = self.teams + sum(_divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens))
+        padded = divide_up(total, 32) * 32
+        parts = self.teams + sum(divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens))
         words = 2 if self.dtype == torch.float16 else 1
         once = self.part_elements + parts * _TILE * h * words
         twice = self.exchange_elements + (total + 2 * self.num_layers * padded) * h + parts * 64 * 8
         return once + 2 * twice
 
     def _units(self, width: int) -> int:
-        return _divide_up(width // 8, self.groups) if self.groups else width
+        return divide_up(width // 8, self.groups) if self.groups else width
 
     def defines(self) -> dict[str, int]:
         """The macros that the source is compiled with."""
@@ -172,8 +191,10 @@ class PersistentShape:
             "EXPECTED_EXCHANGE": self.exchange_elements,
             "EXPECTED_PARTS": self.part_elements,
         }
+        if self.stamps:
+            sizes["STAMPS"] = self.stamps
         return sizes | ({"HALF": 1} if self.dtype == torch.float16 else {})
 
 
-def _divide_up(size: int, by: int) -> int:
+def divide_up(size: int, by: int) -> int:
     return -(-size // by)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import cast
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 from foresight.adapters import Adapter, AdapterConfig
 from foresight.adapters.packing import PackedAdapter
 from foresight.kernels.persistent import Buffers, Weights
-from foresight.kernels.persistent_kernel import PersistentKernel, persistent_blocks
+from foresight.kernels.persistent_kernel import SHARED_MEMORY, PersistentKernel, persistent_blocks
 from foresight.kernels.persistent_launch import PersistentLaunch
 from foresight.kernels.persistent_shape import PersistentShape
+from foresight.kernels.wide_shape import WideShape
 from foresight.runtime.capture import current_stream
 from foresight.runtime.input_buffer import InputBuffer
 from foresight.runtime.prepared import PreparedReport, megabytes
@@ -27,8 +28,11 @@ _ALIGNMENT = 16
 
 
 def persistent_shape(config: AdapterConfig, dtype: torch.dtype, blocks: int) -> PersistentShape:
-    """What the kernel is compiled for, to serve an adapter on a GPU that holds so many blocks."""
-    return PersistentShape(
+    """What the kernel is compiled for, to serve an adapter on a GPU that holds so many blocks.
+
+    Where the weights are too many for the blocks, the kernel through whose blocks they pass.
+    """
+    shape = PersistentShape(
         hidden_dim=config.hidden_dim,
         num_heads=config.num_heads,
         ff_dim=config.ff_dim,
@@ -40,6 +44,7 @@ def persistent_shape(config: AdapterConfig, dtype: torch.dtype, blocks: int) -> 
         dtype=dtype,
         blocks=blocks,
     )
+    return shape if shape.refusal(SHARED_MEMORY) is None else WideShape(**asdict(shape))
 
 
 def load_persistent_kernel(

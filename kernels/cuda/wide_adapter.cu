@@ -1,0 +1,63 @@
+// The kernel: the context, keys and values, then the chain.
+
+// Of what is waited for by all blocks: `count_block` once a block is done, `await_blocks` until all are.
+DEVICE void count_block(const Place& at, unsigned long long* counter) {
+  block_sync();
+  if (at.thread > 0) return;
+  fence_grid();
+  count(counter);
+}
+
+DEVICE void await_blocks(const Place& at, const unsigned long long* counter, unsigned long long count) {
+  if (at.thread == 0) {
+    while (counted(counter) < count) relax(REST);
+    fence_grid();
+  }
+  block_sync();
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_constant__ Parameters p) {
+  SHARED(shared);
+  int length = p.lengths[0];
+  int thread = thread_index(), lane = thread & 31, block = block_index();
+  Place at = {thread, thread / 32, lane >> 2, lane & 3, block % ROW_TILES * BLOCK_ROWS, block / ROW_TILES};
+  unsigned long long launch = counted(p.counter);
+  Exchange exchange;
+  stamp(p.stamps, 0);
+  Stream stream(p, at, shared);
+  // The others wait for these threads before they wait for bytes.
+  stream.begin(at);
+  if (thread < KV_STAGES) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + 2 * SLOTS + thread);
+  fence_copies();
+  Context context = {p, at, shared, exchange};
+  KeysValues keys_values = {p, at, shared, exchange};
+  context.project([&] {
+    // Each launch before this one has left GRID counts; those of this one are fewer until this block leaves its own.
+    launch /= GRID;
+    exchange = Exchange(p, launch & 1);
+  }, [] {});
+  stamp(p.stamps, 1);
+  fence_copies();
+  block_sync();
+  keys_values.begin();
+  context.finish(length);
+  count_block(at, p.counter + 1);
+  await_blocks(at, p.counter + 1, (launch + 1) * GRID);
+  stamp(p.stamps, 3);
+  if (at.share < GROUPS) stream.prefetch_first(at);
+  keys_values.run();
+  count_block(at, p.counter + 2);
+  fence_copies();
+  block_sync();
+  bool chained = at.share < GROUPS;
+  // Where the context's tiles were.
+  if (chained) stream.ask(at, SLOTS);
+  await_blocks(at, p.counter + 2, (launch + 1) * GRID);
+  stamp(p.stamps, 4);
+  Clearing clearing(Exchange(p, ~launch & 1));
+  if (thread == 0) count(p.counter);
+  if (!chained) return clearing.finish();
+  Chain chain = {p, at, shared, exchange, clearing, stream, {}, 0};
+  chain.load_residual();
+  chain.run();
+}

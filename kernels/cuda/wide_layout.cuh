@@ -1,0 +1,120 @@
+// The adapter whose weights do not fit the blocks, in one cooperative launch: GRID blocks of 256 threads stay until the clip is translated.
+//
+// The context as in layout.cuh; then keys and values of all layers, then the chain of short steps on the queries. The context, and keys and values, are
+// waited for by all blocks, which count themselves; what the chain exchanges is written over a pattern that no result has (UNWRITTEN), and whoever
+// needs it reads until the pattern is gone. Of that there are two sets: a launch uses one and clears the other for the launch after it. Parts, which
+// one reads, have one set, which that reader clears.
+//
+// A block has TALL tiles of 16 query rows and a share of every product's columns. Its weights are one stream of units of 8 columns, in the order in
+// which it multiplies them, and pass through a ring in shared memory: they keep coming while the block waits for its input.
+
+__host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
+
+__host__ __device__ constexpr int larger(int a, int b) { return a > b ? a : b; }
+
+__host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
+
+constexpr int THREADS = 256, WARPS = 8, HEAD = 64;
+// The thread that asks for weights of keys and values.
+constexpr int FETCHER = THREADS - 32;
+// Blocks that make the columns of a tile of the context side by side, and steps of 64 places of the axis that they contract.
+constexpr int ACROSS = HIDDEN / COLUMNS, TEAMS = GRID / ACROSS, VLM_STEPS = divide_up(VLM_DIM, 64), DINO_STEPS = divide_up(DINO_DIM, 64);
+// Eight sums of a part take so many 16 bytes: sums of raw features may be more than fp16 holds.
+#ifdef HALF
+constexpr int PART_WORDS = 2;
+#else
+constexpr int PART_WORDS = 1;
+#endif
+// Query rows of a block, all rows, and how many blocks share the same rows.
+constexpr int BLOCK_ROWS = 16 * TALL, ROW_TILES = divide_up(QUERIES, BLOCK_ROWS), ROWS = BLOCK_ROWS * ROW_TILES, GROUPS = GRID / ROW_TILES;
+// An attention is not split: one block a head and 16 rows.
+constexpr int SPLITS = 1;
+static_assert(GROUPS >= HEADS * TALL, "blocks for an attention");
+// The products of a layer; the first layer starts at CROSS_OUT. Behind the last layer comes the output.
+enum Kind { QKV, SELF_OUT, CROSS_QUERY, CROSS_OUT, UP, DOWN, KINDS };
+// The contracted axis of DOWN is shared by blocks: FF_SLICES slices of it, each made by SLICE_SHARES blocks of the same rows.
+constexpr int FF_SLICE = FF / FF_SLICES, SLICE_SHARES = GROUPS / FF_SLICES;
+static_assert(SLICE_SHARES > 0 && FF_SLICE % 32 == 0 && FF_SLICE * FF_SLICES == FF, "slices of the feed-forward");
+constexpr int WAITS = 3 + 6 * (LAYERS - 1) + 1;  // of products for their input
+constexpr uint32_t UNWRITTEN = 0xffffffffu;
+constexpr int REST = 50;  // nanoseconds between two looks at what others write
+// Cycles before the first look at the parts of the context, a step's input, parts of DOWN, and where a block has no part of an attention.
+constexpr int PARTS_AHEAD = 900, INPUT_AHEAD = 200, MERGE_AHEAD = 0, SUM_AHEAD = 600, SELF_AHEAD = 2000, CROSS_AHEAD = 4000;
+constexpr float EPS = 1e-5f, EMPTY = -1e30f, SCORE_SCALE = 1.4426950408889634f / 8;
+
+typedef unsigned short Element;
+
+struct Parameters {
+  const Element *vlm, *dino;
+  const int* lengths;
+  const float* table;
+  const Element *vlm_weights, *dino_weights;
+  const float *vlm_sums, *dino_sums;
+  const Element* key_value_weights;
+  const float* key_value_bias;
+  const float* hidden_states;
+  const Element* query;
+  const Element* weights;  // of the chain's products, the streams of all shares
+  const float* columns;    // and their biases and sums
+  Element *exchange, *output;
+  unsigned long long *counter, *stamps;
+  int vlm_tokens, dino_tokens;
+  int team_steps;  // of the context's products, that a team makes, and 1 / as many
+  float team_steps_inverse;
+};
+
+// Tiles of 128 tokens of both encoders.
+DEVICE int tiles_of(const Parameters& p) { return divide_up(p.vlm_tokens, 128) + divide_up(p.dino_tokens, 128); }
+
+// Elements of a layer's exchange buffers; those of the first begin with ATTENDED.
+constexpr int KEY_BLOCKS = divide_up(ROWS, 32);
+constexpr int QUERY_KEYS = 0, VALUES = QUERY_KEYS + 2 * ROWS * HIDDEN, MIXED = VALUES + 32 * KEY_BLOCKS * HIDDEN, AFTER_SELF = MIXED + ROWS * HIDDEN;
+constexpr int CONTEXT_QUERY = AFTER_SELF + ROWS * HIDDEN, ATTENDED = CONTEXT_QUERY + ROWS * HIDDEN, AFTER_CROSS = ATTENDED + ROWS * HIDDEN;
+constexpr int RAISED = AFTER_CROSS + ROWS * HIDDEN, AFTER_FF = RAISED + ROWS * FF, LAYER_EXCHANGE = AFTER_FF + ROWS * HIDDEN;
+constexpr int EXCHANGE = LAYERS * LAYER_EXCHANGE - ATTENDED;
+// fp32 sums that the blocks of DOWN leave, in 16 bytes, of a layer; and elements of all layers.
+constexpr int LAYER_PARTS = FF_SLICES * ROWS * HIDDEN / 4, CHAIN_PARTS = LAYERS * LAYER_PARTS * 8;
+
+// What one reader has, or all after they waited for all; behind it one of two sets of what many read: [EXCHANGE] for the chain, and statistics of
+// the rows of the context's parts.
+struct Exchange {
+  Element *context, *keys_values, *chain, *end;
+  uint4 *chain_parts, *parts, *statistics;
+  DEVICE Exchange() {}
+  DEVICE Exchange(const Parameters& p, int set) {
+    int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
+    int numbers = TEAMS + tiles_of(p);
+    chain_parts = (uint4*)p.exchange;
+    parts = chain_parts + LAYERS * LAYER_PARTS;
+    context = (Element*)(parts + numbers * (16 * HIDDEN * PART_WORDS));
+    keys_values = context + total * HIDDEN;
+    chain = keys_values + 2 * LAYERS * padded * HIDDEN + (size_t)set * (EXCHANGE + numbers * (64 * 8));
+    statistics = (uint4*)(chain + EXCHANGE);
+    end = (Element*)(statistics + numbers * 64);
+  }
+};
+
+// Most units of 8 columns that one of so many blocks has.
+__host__ __device__ constexpr int most_units(int width, int blocks) { return divide_up(width / 8, blocks); }
+constexpr int WIDEST = larger(larger(most_units(3 * HIDDEN, GROUPS), most_units(FF, GROUPS)), larger(most_units(OUT, GROUPS), most_units(HIDDEN, SLICE_SHARES)));
+// Units whose sums the warps exchange at once. What ends in HIDDEN columns takes one pass.
+constexpr int PASS = 8 / TALL;
+static_assert(TALL * PASS == 8 && most_units(HIDDEN, GROUPS) <= PASS, "a thread finishes two columns of two rows");
+// Lines whose beginnings lie in four places among the banks.
+constexpr int LINE = PASS * 8 + 8;
+
+// What a warp of an attention leaves of a row, and what a block keeps of 16 rows: columns of a head.
+constexpr int MIXTURE_LINE = 72, KEPT_LINE = HEAD | 16;
+
+// Shared memory: first the stages of the context's products, then those of keys and values, then the ring of weights. Behind these what the eight
+// warps made of their slices of the contracted axis, or of their keys; an attention's query, then its result; what each warp found of each row, and a
+// product's biases and sums, twice in turns.
+constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
+constexpr int UNIT_BYTES = 16 * larger(HIDDEN, FF_SLICE), SLICES_AT = SLOTS * UNIT_BYTES;
+constexpr int KEPT_AT = SLICES_AT + WARPS * 16 * larger(TALL * LINE, MIXTURE_LINE) * 4, COLUMNS_AT = KEPT_AT + 16 * KEPT_LINE * 2;
+constexpr int ROW_SUMS_BYTES = WARPS * BLOCK_ROWS * 8, COLUMNS_BYTES = 2 * WIDEST * 8 * 4, SUMS_AT = COLUMNS_AT + 2 * COLUMNS_BYTES;
+constexpr int KV_COLUMNS = KV_PARTS * KV_WIDTH, KV_STAGE_BYTES = (128 + KV_COLUMNS) * 128;
+constexpr int ARRIVALS_AT = larger(SUMS_AT + 2 * ROW_SUMS_BYTES, larger(STAGES * STAGE_BYTES, KV_STAGES * KV_STAGE_BYTES));
+constexpr int SHARED_BYTES = ARRIVALS_AT + (2 * SLOTS + KV_STAGES) * 8;
+static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE && CHAIN_PARTS == EXPECTED_PARTS, "kernels/wide_shape.py");
+

@@ -1,0 +1,159 @@
+"""What the persistent kernel for adapters whose weights do not fit the blocks is compiled for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from foresight.kernels.persistent_shape import PersistentShape, divide_up
+
+__all__ = ["Share", "WideShape"]
+
+_TILE = 128
+_SHARED_MEMORY = 232_448
+_STAGES = 5
+# Columns of a product of four warps that makes keys and values.
+_KEY_VALUE_WIDTH = 192
+_MOST_SLOTS = 10
+
+Share = tuple[int, int]
+"""The first of a block's units of 8 columns of a product, and the one behind its last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WideShape(PersistentShape):
+    """As `PersistentShape`; a block has `tall` tiles of 16 queries."""
+
+    tall: int = 1
+
+    def refusal(self, shared_memory: int) -> str | None:
+        """Why the kernel cannot serve this shape with so many bytes of shared memory a block; None if it can."""
+        general = self._general_refusal()
+        if general is not None:
+            return general
+        if self.groups < max(self.num_heads * self.tall, self.ff_slices) or self._narrow > 8 // self.tall:
+            return f"{self.num_queries} queries of {self.hidden_dim}: too much for {self.blocks} blocks"
+        if self.slots < 4 or self.shared_bytes > shared_memory:
+            return f"{self.shared_bytes} bytes of shared memory: the device has {shared_memory} a block"
+        return None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        chain = ("attention.cuh", "product.cuh", "wide_stream.cuh", "wide_chain.cuh", "wide_adapter.cu")
+        return ("wide_layout.cuh", "places.cuh", "projection.cuh", "wide_keys_values.cuh", *chain)
+
+    @property
+    def warpgroup_columns(self) -> list[int]:
+        return sorted({self.columns, _KEY_VALUE_WIDTH})
+
+    @cached_property
+    def rows(self) -> int:
+        tile = 16 * self.tall
+        return divide_up(self.num_queries, tile) * tile
+
+    @cached_property
+    def groups(self) -> int:
+        return self.blocks // (self.rows // (16 * self.tall))
+
+    @property
+    def _narrow(self) -> int:
+        return divide_up(self.hidden_dim // 8, self.groups)
+
+    @cached_property
+    def ff_slices(self) -> int:
+        """Slices of the feed-forward, none wider than the rest, that blocks contract by themselves."""
+        blocks, most = self.ff_dim // 32, self.hidden_dim // 32
+        return next(n for n in range(1, blocks + 1) if blocks % n == 0 and blocks // n <= most)
+
+    @cached_property
+    def unit_elements(self) -> int:
+        """Elements of a unit of 8 columns, in memory and in the ring."""
+        return 8 * max(self.hidden_dim, self.ff_dim // self.ff_slices)
+
+    def shares(self, width: int, *, sliced: bool = False) -> list[Share]:
+        """What each block of the same rows has of a product of so many columns.
+
+        The units of a `sliced` product are those of all slices, one slice after the other.
+        """
+        units, slices = width // 8, self.ff_slices if sliced else 1
+        each = self.groups // slices
+        bounds = [s * units + i * units // each for s in range(slices) for i in range(each)]
+        bounds += [slices * units] * (self.groups + 1 - len(bounds))
+        return list(zip(bounds, bounds[1:], strict=False))
+
+    @cached_property
+    def _widest(self) -> int:
+        widths = (3 * self.hidden_dim, self.ff_dim, self.output_dim)
+        sliced = divide_up(self.hidden_dim // 8, self.groups // self.ff_slices)
+        return max(*(divide_up(width // 8, self.groups) for width in widths), sliced)
+
+    @cached_property
+    def _behind_ring(self) -> int:
+        line = 8 * (8 // self.tall) + 8
+        slices = 8 * 16 * max(self.tall * line, 72) * 4
+        return slices + 16 * 80 * 2 + 2 * (2 * self._widest * 8 * 4) + 2 * 8 * 16 * self.tall * 8
+
+    @cached_property
+    def slots(self) -> int:
+        """Units of weights that the ring holds."""
+        room = _SHARED_MEMORY - self._behind_ring - 1024
+        return min(_MOST_SLOTS, room // (2 * self.unit_elements))
+
+    @cached_property
+    def shared_bytes(self) -> int:
+        chain = self.slots * 2 * self.unit_elements + self._behind_ring
+        keys_values = self._key_value_stages * (_TILE + self.key_value_columns) * 128
+        arrivals = (2 * self.slots + self._key_value_stages) * 8
+        return max(chain, keys_values, _STAGES * (_TILE + self.columns) * 128) + arrivals
+
+    @property
+    def _key_value_parts(self) -> int:
+        return 1
+
+    @property
+    def _key_value_stages(self) -> int:
+        return 5 if self._key_value_parts == 1 else 3
+
+    @property
+    def key_value_columns(self) -> int:
+        return self._key_value_parts * _KEY_VALUE_WIDTH
+
+    @cached_property
+    def exchange_elements(self) -> int:
+        h = self.hidden_dim
+        to_attention = self.rows * 5 * h + divide_up(self.rows, 32) * 32 * h
+        # The first layer's query is a constant.
+        return self.num_layers * (to_attention + self.rows * (3 * h + self.ff_dim)) - to_attention
+
+    @cached_property
+    def part_elements(self) -> int:
+        """Elements of the fp32 sums of the slices of the feed-forward, of all layers."""
+        return self.num_layers * 2 * self.ff_slices * self.rows * self.hidden_dim
+
+    def buffer_elements(self, vlm_tokens: int, dino_tokens: int) -> int:
+        h, total = self.hidden_dim, vlm_tokens + dino_tokens
+        parts = self.teams + sum(divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens))
+        once = self.part_elements + self._context_part_elements(vlm_tokens, dino_tokens)
+        once += (total + 2 * self.num_layers * divide_up(total, 32) * 32) * h
+        return once + 2 * (self.exchange_elements + parts * 64 * 8)
+
+    def _context_part_elements(self, vlm_tokens: int, dino_tokens: int) -> int:
+        parts = self.teams + sum(divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens))
+        return parts * _TILE * self.hidden_dim * (2 if self.dtype == torch.float16 else 1)
+
+    def defines(self) -> dict[str, int]:
+        kept = ("HIDDEN", "HEADS", "FF", "OUT", "VLM_DIM", "DINO_DIM", "QUERIES", "LAYERS", "GRID", "COLUMNS", "HALF", "STAMPS")
+        sizes = {name: value for name, value in super().defines().items() if name in kept}
+        return sizes | {
+            "TALL": self.tall,
+            "SLOTS": self.slots,
+            "FF_SLICES": self.ff_slices,
+            "KV_PARTS": self._key_value_parts,
+            "KV_WIDTH": _KEY_VALUE_WIDTH,
+            "KV_STAGES": self._key_value_stages,
+            "EXPECTED_SHARED_BYTES": self.shared_bytes,
+            "EXPECTED_EXCHANGE": self.exchange_elements,
+            "EXPECTED_PARTS": self.part_elements,
+        }
