@@ -57,6 +57,10 @@ class WideShape(PersistentShape):
     def groups(self) -> int:
         return self.blocks // (self.rows // (16 * self.tall))
 
+    @cached_property
+    def out_passes(self) -> int:
+        return 1
+
     @property
     def _narrow(self) -> int:
         return divide_up(self.hidden_dim // 8, self.groups)
