@@ -27,6 +27,7 @@ class WideShape(PersistentShape):
     """As `PersistentShape`; a block has `tall` tiles of 16 queries."""
 
     tall: int = 1
+    key_value_parts: int = 1
 
     def refusal(self, shared_memory: int) -> str | None:
         """Why the kernel cannot serve this shape with so many bytes of shared memory a block; None if it can."""
@@ -35,7 +36,7 @@ class WideShape(PersistentShape):
             return general
         if self.groups < max(self.num_heads * self.tall, self.ff_slices) or self._narrow > 8 // self.tall:
             return f"{self.num_queries} queries of {self.hidden_dim}: too much for {self.blocks} blocks"
-        if self.slots < 4 or self.shared_bytes > shared_memory:
+        if self.slots < 8 // self.tall or self.shared_bytes > shared_memory:
             return f"{self.shared_bytes} bytes of shared memory: the device has {shared_memory} a block"
         return None
 
@@ -97,7 +98,7 @@ class WideShape(PersistentShape):
     def _behind_ring(self) -> int:
         line = 8 * (8 // self.tall) + 8
         slices = 8 * 16 * max(self.tall * line, 72) * 4
-        return slices + 16 * 80 * 2 + 2 * (2 * self._widest * 8 * 4) + 2 * 8 * 16 * self.tall * 8
+        return slices + 16 * 80 * 2 + 2 * (2 * self._widest * 8 * 4) + 2 * 9 * 16 * self.tall * 8
 
     @cached_property
     def slots(self) -> int:
@@ -109,20 +110,16 @@ class WideShape(PersistentShape):
     def shared_bytes(self) -> int:
         chain = self.slots * 2 * self.unit_elements + self._behind_ring
         keys_values = self._key_value_stages * (_TILE + self.key_value_columns) * 128
-        arrivals = (2 * self.slots + self._key_value_stages) * 8
+        arrivals = (self.slots + self._key_value_stages) * 8
         return max(chain, keys_values, _STAGES * (_TILE + self.columns) * 128) + arrivals
 
     @property
-    def _key_value_parts(self) -> int:
-        return 1
-
-    @property
     def _key_value_stages(self) -> int:
-        return 5 if self._key_value_parts == 1 else 3
+        return 5 if self.key_value_parts == 1 else 3
 
     @property
     def key_value_columns(self) -> int:
-        return self._key_value_parts * _KEY_VALUE_WIDTH
+        return self.key_value_parts * _KEY_VALUE_WIDTH
 
     @cached_property
     def exchange_elements(self) -> int:
@@ -154,7 +151,7 @@ class WideShape(PersistentShape):
             "TALL": self.tall,
             "SLOTS": self.slots,
             "FF_SLICES": self.ff_slices,
-            "KV_PARTS": self._key_value_parts,
+            "KV_PARTS": self.key_value_parts,
             "KV_WIDTH": _KEY_VALUE_WIDTH,
             "KV_STAGES": self._key_value_stages,
             "EXPECTED_SHARED_BYTES": self.shared_bytes,

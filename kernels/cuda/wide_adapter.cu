@@ -27,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   Stream stream(p, at, shared);
   // The others wait for these threads before they wait for bytes.
   stream.begin(at);
-  if (thread < KV_STAGES) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + 2 * SLOTS + thread);
+  if (thread < KV_STAGES) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + SLOTS + thread);
   fence_copies();
   Context context = {p, at, shared, exchange};
   KeysValues keys_values = {p, at, shared, exchange};
@@ -44,14 +44,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   count_block(at, p.counter + 1);
   await_blocks(at, p.counter + 1, (launch + 1) * GRID);
   stamp(p.stamps, 3);
-  if (at.share < GROUPS) stream.prefetch_first(at);
-  keys_values.run();
+  keys_values.run([&](int step) { stream.prefetch_first(at, step); });
   count_block(at, p.counter + 2);
   fence_copies();
   block_sync();
   bool chained = at.share < GROUPS;
   // Where the context's tiles were.
-  if (chained) stream.ask(at, SLOTS);
+  if (chained) stream.ask(at);
   await_blocks(at, p.counter + 2, (launch + 1) * GRID);
   stamp(p.stamps, 4);
   Clearing clearing(Exchange(p, ~launch & 1));

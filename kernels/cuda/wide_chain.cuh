@@ -13,9 +13,8 @@ __host__ __device__ constexpr int column_offset(int kind) {
 }
 
 // Biases, behind them sums.
-template <int KIND>
-DEVICE const float* columns_of(const Parameters& p, int layer) {
-  return p.columns + layer * column_offset(KINDS) + (column_offset(KIND % KINDS) - column_offset(CROSS_OUT));
+DEVICE const float* columns_of(const Parameters& p, int layer, int kind) {
+  return p.columns + layer * column_offset(KINDS) + (column_offset(kind % KINDS) - column_offset(CROSS_OUT));
 }
 
 // Where among a layer's buffers a product finds its input, the layer's before for QKV and the output, and leaves its result.
@@ -36,6 +35,7 @@ struct Clearing {
     each = divide_up((int)(end - (uint4*)other.chain), GRID * THREADS * WAITS);
   }
   DEVICE void advance() {
+#pragma unroll 1
     for (int i = 0; i < each && next < end; i++, next += GRID * THREADS) *next = make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN);
   }
   DEVICE void finish() {
@@ -87,12 +87,16 @@ struct Chain {
   DEVICE void take(const Element* x, int first, uint4 (&a)[TALL][BLOCKS][2]) {
     const Element* from = x + at.rows * WIDTH + first * 16 + at.warp * 512 + lane() * 8;
     bool first_time = true;
+    // A place too many of the axis.
+    if (DIM / 32 < BLOCKS * WARPS)
+#pragma unroll
+      for (int tile = 0; tile < TALL; tile++) a[tile][BLOCKS - 1][0] = a[tile][BLOCKS - 1][1] = make_uint4(0, 0, 0, 0);
     await(INPUT_AHEAD, [&] {
 #pragma unroll
       for (int tile = 0; tile < TALL; tile++)
 #pragma unroll
         for (int i = 0; i < BLOCKS; i++)
-          if (at.warp + i * WARPS < DIM / 32)
+          if ((i + 1) * WARPS <= DIM / 32 || at.warp + i * WARPS < DIM / 32)
 #pragma unroll
             for (int half = 0; half < 2; half++) a[tile][i][half] = load_fresh(from + tile * 16 * WIDTH + half * 256 + i * WARPS * 512);
       if (first_time) clearing.advance();
@@ -109,6 +113,7 @@ struct Chain {
   // Biases and sums of the block's columns come to shared memory while the input is awaited.
   DEVICE void load_columns(const float* from, int width, const Share& share) {
     int chunks = share.count() * 2;
+#pragma unroll 1
     for (int i = at.thread; i < 2 * chunks; i += THREADS) {
       int part = i / chunks, chunk = i % chunks;
       copy_async(columns() + part * WIDEST * 8 + chunk * 4, from + part * width + share.first * 8 + chunk * 4, true);
@@ -116,37 +121,43 @@ struct Chain {
     copy_commit();
   }
 
-  // Two units of columns over the warp's slice of the contracted axis. Where there is but one it is multiplied twice, and a
-  // place too many of the axis meets zeros.
-  template <int DIM, int BLOCKS>
-  DEVICE void multiply_units(const uint4 (&a)[TALL][BLOCKS][2], bool both, float (&result)[2][TALL][4]) {
-    stream.wait(stream.turn);
-    if (both) stream.wait(stream.turn + 1);
-    const uint4 *left = (const uint4*)stream.slot(stream.turn) + lane(), *right = (const uint4*)stream.slot(stream.turn + both) + lane();
+  // The warp's slice of the contracted axis for the next `count` units, of UNITS at most: those too many are the last one again, and a place too many
+  // of the axis meets zeros. Neither needs a branch.
+  template <int DIM, int UNITS, int BLOCKS>
+  DEVICE void multiply_units(const uint4 (&a)[TALL][BLOCKS][2], int count, float (&result)[UNITS][TALL][4]) {
+    const uint4* weights[UNITS];
+#pragma unroll
+    for (int unit = 0; unit < UNITS; unit++) {
+      int turn = stream.turn + min(unit, count - 1);
+      stream.wait(turn);
+      weights[unit] = (const uint4*)stream.slot(turn) + lane();
+    }
 #pragma unroll
     for (int i = 0; i < BLOCKS; i++) {
       int block = min(at.warp + i * WARPS, DIM / 32 - 1) * 32;
-      uint4 b[2] = {left[block], right[block]};
 #pragma unroll
-      for (int unit = 0; unit < 2; unit++)
+      for (int unit = 0; unit < UNITS; unit++) {
+        uint4 b = weights[unit][block];
 #pragma unroll
         for (int tile = 0; tile < TALL; tile++) {
-          multiply_16(result[unit][tile], a[tile][i][0], b[unit].x, b[unit].y);
-          multiply_16(result[unit][tile], a[tile][i][1], b[unit].z, b[unit].w);
+          multiply_16(result[unit][tile], a[tile][i][0], b.x, b.y);
+          multiply_16(result[unit][tile], a[tile][i][1], b.z, b.w);
         }
+      }
     }
-    stream.leave(at, 1 + both);
+    stream.turn += count;
   }
 
-  // Leave the warp's part of two units as [WARPS, BLOCK_ROWS, LINE].
-  DEVICE void keep_units(int unit, const float (&result)[2][TALL][4]) {
+  // Leave the warp's part of all units as [WARPS, BLOCK_ROWS, LINE].
+  template <int UNITS>
+  DEVICE void keep_units(const float (&result)[UNITS][TALL][4]) {
 #pragma unroll
     for (int tile = 0; tile < TALL; tile++) {
-      float* own = slices() + (at.warp * BLOCK_ROWS + tile * 16 + at.group) * LINE + unit * 8 + at.quad * 2;
+      float* own = slices() + (at.warp * BLOCK_ROWS + tile * 16 + at.group) * LINE + at.quad * 2;
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        *(float2*)(own + i * 8) = make_float2(result[i][tile][0], result[i][tile][1]);
-        *(float2*)(own + 8 * LINE + i * 8) = make_float2(result[i][tile][2], result[i][tile][3]);
+      for (int unit = 0; unit < UNITS; unit++) {
+        *(float2*)(own + unit * 8) = make_float2(result[unit][tile][0], result[unit][tile][1]);
+        *(float2*)(own + 8 * LINE + unit * 8) = make_float2(result[unit][tile][2], result[unit][tile][3]);
       }
     }
   }
@@ -165,48 +176,53 @@ struct Chain {
   }
 
   // Mean and 1 / deviation of a row, of the sums [TALL, WARPS, 16] that the warps found.
-  DEVICE float2 statistics_of(int row) const { return row_statistics(row_sums() + row / 16 * WARPS * 16, row % 16); }
+  DEVICE float2* statistics_of(int row) const { return row_sums() + WARPS * BLOCK_ROWS + row; }
+
+  DEVICE void keep_statistics() {
+    int row = at.thread - (THREADS - BLOCK_ROWS);
+    if (row >= 0) *statistics_of(row) = row_statistics(row_sums() + row / 16 * WARPS * 16, row % 16);
+  }
 
   // A product, with the norm before it and GELU or the residual after it. It writes the next step's input: for QKV queries and keys
-  // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; of DOWN, parts; behind the last layer the output.
+  // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; of DOWN, parts; behind the last layer the output. CROSS_OUT serves
+  // as SELF_OUT too.
   template <int KIND>
-  DEVICE void product(int layer) {
+  DEVICE void product(int layer, bool self = false) {
     constexpr int DIM = slice_of(KIND), BLOCKS = divide_up(DIM / 32, WARPS);
+    constexpr int UNITS = width_of(KIND) == HIDDEN && KIND != DOWN ? NARROW : WIDE_PASS;
+    int kind = KIND == CROSS_OUT && self ? SELF_OUT : KIND;
     renew(at.share);
     Share share(KIND, at.share);
-    uint4 a[TALL][BLOCKS][2] = {};
-    if (KIND != DOWN) load_columns(columns_of<KIND>(p, layer), width_of(KIND), share);
-    if (share.count() > 0) take<DIM, dim_of(KIND)>(buffers(layer) + input_of(KIND), share.slice * DIM, a);
+    uint4 a[TALL][BLOCKS][2];
+    if (KIND != DOWN) load_columns(self ? columns_of(p, layer, SELF_OUT) : columns_of(p, layer, KIND), width_of(KIND), share);
+    // Some have nothing of DOWN.
+    if (KIND != DOWN || share.count() > 0) take<DIM, dim_of(KIND)>(buffers(layer) + input_of(kind), share.slice * DIM, a);
     else clearing.advance();
-    stamp(p.stamps, 6 + layer * LAYER_STAMPS + KIND % KINDS * 2);
+    stamp(p.stamps, 6 + layer * LAYER_STAMPS + kind % KINDS * 2);
     if (has_norm(KIND))
 #pragma unroll
       for (int tile = 0; tile < TALL; tile++) sum_rows(at, a[tile], row_sums() + tile * WARPS * 16);
     copy_wait<0>();
 #pragma unroll 1
-    for (int first = share.first; first < share.last; first += PASS) {
-      int units = min(PASS, share.last - first);
-#pragma unroll 1
-      for (int unit = 0; unit < units; unit += 2) {
-        float result[2][TALL][4] = {};
-        stream.ask(at, stream.turn + SLOTS - 2);
-        multiply_units<DIM>(a, unit + 1 < units, result);
-        // What the pass before this has left there was read by all.
-        if (unit == 0) block_sync();
-        keep_units(unit, result);
-      }
+    for (int first = share.first; first < share.last; first += UNITS) {
+      float result[UNITS][TALL][4] = {};
+      multiply_units<DIM>(a, min(UNITS, share.last - first), result);
+      // What the pass before this has left there was read by all.
       block_sync();
-      // All units so far were read.
-      stream.ask(at, stream.turn + SLOTS);
-      finish<KIND>(layer, share, first * 8 + inside());
+      if (has_norm(KIND) && first == share.first) keep_statistics();
+      keep_units(result);
+      block_sync();
+      stream.ask(at);
+      finish<KIND>(layer, kind, share, first * 8, UNITS * 8);
     }
-    stamp(p.stamps, 7 + layer * LAYER_STAMPS + KIND % KINDS * 2);
+    stamp(p.stamps, 7 + layer * LAYER_STAMPS + kind % KINDS * 2);
     step++;
   }
 
-  // Of a product's sums the thread's two columns, from `column` on.
+  // Of a product's sums the thread's two columns, among `width` from `first` on.
   template <int KIND>
-  DEVICE void finish(int layer, const Share& share, int column) {
+  DEVICE void finish(int layer, int kind, const Share& share, int first, int width) {
+    int column = first + inside();
     bool values = KIND == QKV && column >= 2 * HIDDEN;
     // Values are written along the keys, and a fragment has rows r and r + 8.
     int rows[2] = {values ? tile() * 16 + at.warp * 2 : row(), values ? tile() * 16 + at.warp * 2 + 1 : row() + 8};
@@ -219,20 +235,20 @@ struct Chain {
     for (int half = 0; half < 2; half++) {
       value[half] = add_slices(rows[half]);
       if (has_norm(KIND)) {
-        float2 statistics = statistics_of(rows[half]);
+        float2 statistics = *statistics_of(rows[half]);
         value[half].x = statistics.y * (value[half].x - statistics.x * sums.x), value[half].y = statistics.y * (value[half].y - statistics.x * sums.y);
       }
       if (KIND != DOWN) value[half].x += bias.x, value[half].y += bias.y;
       if (KIND == UP) value[half] = make_float2(gelu(value[half].x), gelu(value[half].y));
-      if (KIND == SELF_OUT || KIND == CROSS_OUT) value[half] = residual[half] = make_float2(residual[half].x + value[half].x, residual[half].y + value[half].y);
+      if (KIND == CROSS_OUT) value[half] = residual[half] = make_float2(residual[half].x + value[half].x, residual[half].y + value[half].y);
     }
-    if (column >= share.last * 8) return;
+    if (inside() >= width || column >= share.last * 8) return;
     if (KIND == DOWN) publish_eight(part_of(layer, share.slice, column), as_words(value[0].x, value[0].y, value[1].x, value[1].y));
-    else write_columns<KIND>(layer, values, rows, column, value);
+    else write_columns<KIND>(layer, kind, values, rows, column, value);
   }
 
   template <int KIND>
-  DEVICE void write_columns(int layer, bool values, const int (&rows)[2], int column, const float2 (&value)[2]) {
+  DEVICE void write_columns(int layer, int kind, bool values, const int (&rows)[2], int column, const float2 (&value)[2]) {
     constexpr int WIDTH = width_of(KIND);
     Element* own = buffers(layer);
     uint2 pairs = {pack(value[0].x, value[0].y), pack(value[1].x, value[1].y)};
@@ -251,7 +267,7 @@ struct Chain {
       if (to_rows[0] < QUERIES) publish(p.output + to_rows[0] * OUT + column, pairs.x);
       if (to_rows[1] < QUERIES) publish(p.output + to_rows[1] * OUT + column, pairs.y);
     } else {
-      publish_four(own + output_of(KIND) + placed_input(to_rows[0], column, WIDTH), pairs);
+      publish_four(own + output_of(kind) + placed_input(to_rows[0], column, WIDTH), pairs);
     }
   }
 
@@ -266,7 +282,7 @@ struct Chain {
     int column = share.first * 8 + inside();
     bool own = column < share.last * 8;
     float2 bias = {0, 0};
-    if (own) bias = *(const float2*)(columns_of<DOWN>(p, layer) + column);
+    if (own) bias = *(const float2*)(columns_of(p, layer, DOWN) + column);
     uint4 part[FF_SLICES] = {};
     await(SUM_AHEAD, [&] {
       uint32_t largest = 0;
@@ -318,11 +334,10 @@ struct Chain {
       if (self) product<QKV>(layer);
       if (at.share < HEADS * TALL) attend_in(layer, self);
       else pause(self ? SELF_AHEAD : CROSS_AHEAD);
+      product<CROSS_OUT>(layer, self);
       if (self) {
-        product<SELF_OUT>(layer);
         product<CROSS_QUERY>(layer);
       } else {
-        product<CROSS_OUT>(layer);
         product<UP>(layer);
         product<DOWN>(layer);
         reduce(layer);

@@ -16,7 +16,7 @@ struct KeysValues {
   // Of the steps of this block's tiles, one after the other.
   DEVICE int task_of(int step) const { return block_index() + step / CONTEXT_STEPS * GRID; }
   DEVICE unsigned char* stage(int step) const { return shared + step % KV_STAGES * KV_STAGE_BYTES; }
-  DEVICE uint64_t* arrival(int step) const { return (uint64_t*)(shared + ARRIVALS_AT) + 2 * SLOTS + step % KV_STAGES; }
+  DEVICE uint64_t* arrival(int step) const { return (uint64_t*)(shared + ARRIVALS_AT) + SLOTS + step % KV_STAGES; }
 
   DEVICE void load_weights(int step) const {
     if (at.thread != FETCHER || task_of(step) >= tasks()) return;
@@ -44,7 +44,9 @@ struct KeysValues {
     for (int step = 0; step < KV_LEAD; step++) load_weights(step);
   }
 
-  DEVICE void run() const {
+  // `meanwhile` is done in every step.
+  template <typename Meanwhile>
+  DEVICE void run(Meanwhile meanwhile) const {
 #pragma unroll 1
     for (int step = 0; step < KV_LEAD; step++) load_tokens(step);
     int step = 0;
@@ -65,18 +67,26 @@ struct KeysValues {
         block_sync();
         load_weights(step + KV_LEAD);
         load_tokens(step + KV_LEAD);
+        meanwhile(step);
       }
+      int first_column = task % KV_TILES * KV_COLUMNS;
+      float4 bias[KV_PARTS][KV_WIDTH / 16];
+#pragma unroll
+      for (int part = 0; part < KV_PARTS; part++)
+#pragma unroll
+        for (int unit = 0; unit < KV_WIDTH / 16; unit++)
+          bias[part][unit] = *(const float4*)(p.key_value_bias + min(first_column + part * KV_WIDTH + unit * 16, KEY_VALUE_COLUMNS - 16) + at.quad * 4);
 #pragma unroll
       for (int part = 0; part < KV_PARTS; part++) multiplied(sums[part]);
 #pragma unroll
-      for (int part = 0; part < KV_PARTS; part++) keep(task / KV_TILES * 128 + at.warp * 16, task % KV_TILES * KV_COLUMNS + part * KV_WIDTH, sums[part]);
+      for (int part = 0; part < KV_PARTS; part++) keep(task / KV_TILES * 128 + at.warp * 16, first_column + part * KV_WIDTH, sums[part], bias[part]);
     }
     copy_wait<0>();
   }
 
   // Sixteen tokens, in the order of `side_by_side`, of which a thread has four columns of two keys, or four values of two columns: both lie in
   // memory 64 elements apart. The rows that do not exist are written as far as the buffer goes.
-  DEVICE void keep(int token, int first_column, const float (&sums)[KV_WIDTH / 8][4]) const {
+  DEVICE void keep(int token, int first_column, const float (&sums)[KV_WIDTH / 8][4], const float4 (&biases)[KV_WIDTH / 16]) const {
     int padded = divide_up(total(), 32) * 32;
     if (token >= padded) return;
     Element* own = exchange.keys_values + ((at.group >> 1) * 4 + (at.group & 1)) * 32 + at.quad * 4;
@@ -84,7 +94,7 @@ struct KeysValues {
     for (int unit = 0; unit < KV_WIDTH / 16; unit++) {
       int column = first_column + unit * 16, part = column / HIDDEN;
       if (column >= KEY_VALUE_COLUMNS) break;
-      float4 bias = *(const float4*)(p.key_value_bias + column + at.quad * 4);
+      float4 bias = biases[unit];
       column -= part * HIDDEN;
       bool values = part % 2;
       Element* to = own + part * padded * HIDDEN + (values ? placed_value(token, column) : placed(token, column, HIDDEN));

@@ -97,9 +97,10 @@ struct Exchange {
 // Most units of 8 columns that one of so many blocks has.
 __host__ __device__ constexpr int most_units(int width, int blocks) { return divide_up(width / 8, blocks); }
 constexpr int WIDEST = larger(larger(most_units(3 * HIDDEN, GROUPS), most_units(FF, GROUPS)), larger(most_units(OUT, GROUPS), most_units(HIDDEN, SLICE_SHARES)));
-// Units whose sums the warps exchange at once. What ends in HIDDEN columns takes one pass.
-constexpr int PASS = 8 / TALL;
-static_assert(TALL * PASS == 8 && most_units(HIDDEN, GROUPS) <= PASS, "a thread finishes two columns of two rows");
+// Units whose sums the warps exchange at once, at most: a thread finishes two columns of two rows. What ends in HIDDEN columns takes one pass, others
+// smaller ones, so that the weights of the next come meanwhile.
+constexpr int PASS = 8 / TALL, NARROW = most_units(HIDDEN, GROUPS), WIDE_PASS = 4;
+static_assert(TALL * PASS == 8 && NARROW <= PASS && WIDE_PASS <= PASS && SLOTS >= PASS, "units of a pass");
 // Lines whose beginnings lie in four places among the banks.
 constexpr int LINE = PASS * 8 + 8;
 
@@ -107,14 +108,14 @@ constexpr int LINE = PASS * 8 + 8;
 constexpr int MIXTURE_LINE = 72, KEPT_LINE = HEAD | 16;
 
 // Shared memory: first the stages of the context's products, then those of keys and values, then the ring of weights. Behind these what the eight
-// warps made of their slices of the contracted axis, or of their keys; an attention's query, then its result; what each warp found of each row, and a
-// product's biases and sums, twice in turns.
+// warps made of their slices of the contracted axis, or of their keys; an attention's query, then its result; what each warp found of each row, then
+// its statistics, and a product's biases and sums, both twice in turns.
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
 constexpr int UNIT_BYTES = 16 * larger(HIDDEN, FF_SLICE), SLICES_AT = SLOTS * UNIT_BYTES;
 constexpr int KEPT_AT = SLICES_AT + WARPS * 16 * larger(TALL * LINE, MIXTURE_LINE) * 4, COLUMNS_AT = KEPT_AT + 16 * KEPT_LINE * 2;
-constexpr int ROW_SUMS_BYTES = WARPS * BLOCK_ROWS * 8, COLUMNS_BYTES = 2 * WIDEST * 8 * 4, SUMS_AT = COLUMNS_AT + 2 * COLUMNS_BYTES;
+constexpr int ROW_SUMS_BYTES = (WARPS + 1) * BLOCK_ROWS * 8, COLUMNS_BYTES = 2 * WIDEST * 8 * 4, SUMS_AT = COLUMNS_AT + 2 * COLUMNS_BYTES;
 constexpr int KV_COLUMNS = KV_PARTS * KV_WIDTH, KV_STAGE_BYTES = (128 + KV_COLUMNS) * 128;
 constexpr int ARRIVALS_AT = larger(SUMS_AT + 2 * ROW_SUMS_BYTES, larger(STAGES * STAGE_BYTES, KV_STAGES * KV_STAGE_BYTES));
-constexpr int SHARED_BYTES = ARRIVALS_AT + (2 * SLOTS + KV_STAGES) * 8;
+constexpr int SHARED_BYTES = ARRIVALS_AT + (SLOTS + KV_STAGES) * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE && CHAIN_PARTS == EXPECTED_PARTS, "kernels/wide_shape.py");
 

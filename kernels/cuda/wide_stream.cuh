@@ -36,38 +36,29 @@ struct Stream {
   }
 
   DEVICE unsigned char* slot(int turn) const { return shared + turn % SLOTS * UNIT_BYTES; }
-  DEVICE uint64_t* full(int turn) const { return (uint64_t*)(shared + ARRIVALS_AT) + turn % SLOTS; }
-  DEVICE uint64_t* empty(int turn) const { return full(turn) + SLOTS; }
-
+  DEVICE uint64_t* arrival(int turn) const { return (uint64_t*)(shared + ARRIVALS_AT) + turn % SLOTS; }
   DEVICE void begin(const Place& at) const {
-    if (at.thread >= SLOTS) return;
-    begin_arrivals(full(at.thread));
-    begin_turns(empty(at.thread), WARPS);
+    if (at.thread < SLOTS) begin_arrivals(arrival(at.thread));
   }
 
-  // Ask for all units before number `until`, the warps in turns, each as soon as its place in the ring is free.
-  DEVICE void ask(const Place& at, int until) {
+  // Ask for as many units as the ring has place for, now that all warps have read those before `turn`: a warp for one each.
+  DEVICE void ask(const Place& at) {
+    int until = min(turn + SLOTS, all);
 #pragma unroll 1
-    for (until = min(until, all); asked < until; asked++) {
-      if (at.thread != asked % WARPS * 32) continue;
-      if (asked >= SLOTS) wait_for_turn(empty(asked), asked / SLOTS - 1 & 1);
-      expect_bytes(full(asked), UNIT_BYTES);
-      copy_bulk(slot(asked), from + (size_t)asked * UNIT_BYTES, UNIT_BYTES, full(asked));
+    for (int unit = asked + at.warp; unit < until; unit += WARPS) {
+      if ((at.thread & 31) > 0) continue;
+      expect_bytes(arrival(unit), UNIT_BYTES);
+      copy_bulk(slot(unit), from + (size_t)unit * UNIT_BYTES, UNIT_BYTES, arrival(unit));
     }
+    asked = until;
   }
 
-  // What fits the second-level cache comes there from memory: the first units, of which the blocks that share them each ask for some.
-  DEVICE void prefetch_first(const Place& at) const {
+  // What fits the second-level cache comes there from memory ahead of time: of the first units the blocks that share them ask for some each.
+  DEVICE void prefetch_first(const Place& at, int turn) const {
     constexpr int FIRST = PREFETCHED / (UNIT_BYTES * GROUPS);
-    int unit = at.rows / BLOCK_ROWS + at.thread * ROW_TILES;
-    if (unit < min(FIRST, all)) prefetch(from + (size_t)unit * UNIT_BYTES, UNIT_BYTES);
+    int unit = at.rows / BLOCK_ROWS + turn * ROW_TILES;
+    if (at.thread == FETCHER && at.share < GROUPS && unit < min(FIRST, all)) prefetch(from + (size_t)unit * UNIT_BYTES, UNIT_BYTES);
   }
 
-  DEVICE void wait(int turn) const { wait_for_bytes(full(turn), turn / SLOTS & 1); }
-
-  // The warp has read the next units.
-  DEVICE void leave(const Place& at, int units) {
-    for (; units > 0; units--, turn++)
-      if ((at.thread & 31) == 0) arrive(empty(turn));
-  }
+  DEVICE void wait(int turn) const { wait_for_bytes(arrival(turn), turn / SLOTS & 1); }
 };
