@@ -110,6 +110,7 @@ class WideShape(PersistentShape):
     def shared_bytes(self) -> int:
         chain = self.slots * 2 * self.unit_elements + self._behind_ring
         keys_values = self._key_value_stages * (_TILE + self.key_value_columns) * 128
+        keys_values += 2 * self.key_value_columns * 4
         arrivals = (self.slots + self._key_value_stages) * 8
         return max(chain, keys_values, _STAGES * (_TILE + self.columns) * 128) + arrivals
 

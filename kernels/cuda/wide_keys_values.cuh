@@ -25,6 +25,9 @@ struct KeysValues {
     copy_bulk(stage(step) + 128 * 128, from, KV_WEIGHT_BYTES, arrival(step));
   }
 
+  // Biases of the columns of every second tile.
+  DEVICE float* bias(int step) const { return (float*)(shared + KV_STAGES * KV_STAGE_BYTES) + step / CONTEXT_STEPS % 2 * KV_COLUMNS; }
+
   // Tokens that do not exist are the last one again.
   DEVICE void load_tokens(int step) const {
     int task = task_of(step), row = at.thread >> 3, chunk = at.thread & 7;
@@ -34,6 +37,8 @@ struct KeysValues {
       unsigned char* to = stage(step) + swizzled_at((row & 16) + side_by_side(row & 15), chunk);
 #pragma unroll
       for (int i = 0; i < 4; i++) copy_async(to + i * 4096, from + min(token + i * 32, total() - 1) * HIDDEN, true);
+      int column = task % KV_TILES * KV_COLUMNS + at.thread * 4;
+      if (step % CONTEXT_STEPS == 0 && at.thread < KV_COLUMNS / 4 && column < KEY_VALUE_COLUMNS) copy_async(bias(step) + at.thread * 4, p.key_value_bias + column, true);
     }
     copy_commit();
   }
@@ -70,23 +75,17 @@ struct KeysValues {
         meanwhile(step);
       }
       int first_column = task % KV_TILES * KV_COLUMNS;
-      float4 bias[KV_PARTS][KV_WIDTH / 16];
-#pragma unroll
-      for (int part = 0; part < KV_PARTS; part++)
-#pragma unroll
-        for (int unit = 0; unit < KV_WIDTH / 16; unit++)
-          bias[part][unit] = *(const float4*)(p.key_value_bias + min(first_column + part * KV_WIDTH + unit * 16, KEY_VALUE_COLUMNS - 16) + at.quad * 4);
 #pragma unroll
       for (int part = 0; part < KV_PARTS; part++) multiplied(sums[part]);
 #pragma unroll
-      for (int part = 0; part < KV_PARTS; part++) keep(task / KV_TILES * 128 + at.warp * 16, first_column + part * KV_WIDTH, sums[part], bias[part]);
+      for (int part = 0; part < KV_PARTS; part++) keep(task / KV_TILES * 128 + at.warp * 16, first_column + part * KV_WIDTH, sums[part], bias(step - 1) + part * KV_WIDTH);
     }
     copy_wait<0>();
   }
 
   // Sixteen tokens, in the order of `side_by_side`, of which a thread has four columns of two keys, or four values of two columns: both lie in
   // memory 64 elements apart. The rows that do not exist are written as far as the buffer goes.
-  DEVICE void keep(int token, int first_column, const float (&sums)[KV_WIDTH / 8][4], const float4 (&biases)[KV_WIDTH / 16]) const {
+  DEVICE void keep(int token, int first_column, const float (&sums)[KV_WIDTH / 8][4], const float* biases) const {
     int padded = divide_up(total(), 32) * 32;
     if (token >= padded) return;
     Element* own = exchange.keys_values + ((at.group >> 1) * 4 + (at.group & 1)) * 32 + at.quad * 4;
@@ -94,7 +93,7 @@ struct KeysValues {
     for (int unit = 0; unit < KV_WIDTH / 16; unit++) {
       int column = first_column + unit * 16, part = column / HIDDEN;
       if (column >= KEY_VALUE_COLUMNS) break;
-      float4 bias = biases[unit];
+      float4 bias = *(const float4*)(biases + unit * 16 + at.quad * 4);
       column -= part * HIDDEN;
       bool values = part % 2;
       Element* to = own + part * padded * HIDDEN + (values ? placed_value(token, column) : placed(token, column, HIDDEN));
