@@ -130,7 +130,7 @@ class PersistentShape:
     @property
     def sources(self) -> tuple[str, ...]:
         """The files that the kernel is made of, in order."""
-        chain = ("attention.cuh", "product.cuh", "chain.cuh", "adapter.cu")
+        chain = ("attention.cuh", "rows.cuh", "product.cuh", "chain.cuh", "adapter.cu")
         return ("layout.cuh", "places.cuh", "projection.cuh", "keys_values.cuh", *chain)
 
     def team_steps(self, vlm_tokens: int, dino_tokens: int) -> int:

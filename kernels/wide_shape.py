@@ -24,39 +24,29 @@ Share = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class WideShape(PersistentShape):
-    """As `PersistentShape`; a block has `tall` tiles of 16 queries."""
+    """As `PersistentShape`."""
 
-    tall: int = 1
-    key_value_parts: int = 1
+    key_value_parts: int = 2
 
     def refusal(self, shared_memory: int) -> str | None:
         """Why the kernel cannot serve this shape with so many bytes of shared memory a block; None if it can."""
         general = self._general_refusal()
         if general is not None:
             return general
-        if self.groups < max(self.num_heads * self.tall, self.ff_slices) or self._narrow > 8 // self.tall:
+        if self.groups < max(self.num_heads, self.ff_slices):
             return f"{self.num_queries} queries of {self.hidden_dim}: too much for {self.blocks} blocks"
-        if self.slots < 8 // self.tall or self.shared_bytes > shared_memory:
+        if self.slots < max(self._narrow, 5) or self.shared_bytes > shared_memory:
             return f"{self.shared_bytes} bytes of shared memory: the device has {shared_memory} a block"
         return None
 
     @property
     def sources(self) -> tuple[str, ...]:
-        chain = ("attention.cuh", "product.cuh", "wide_stream.cuh", "wide_chain.cuh", "wide_adapter.cu")
+        chain = ("rows.cuh", "wide_attention.cuh", "wide_stream.cuh", "wide_chain.cuh", "wide_adapter.cu")
         return ("wide_layout.cuh", "places.cuh", "projection.cuh", "wide_keys_values.cuh", *chain)
 
     @property
     def warpgroup_columns(self) -> list[int]:
         return sorted({self.columns, _KEY_VALUE_WIDTH})
-
-    @cached_property
-    def rows(self) -> int:
-        tile = 16 * self.tall
-        return divide_up(self.num_queries, tile) * tile
-
-    @cached_property
-    def groups(self) -> int:
-        return self.blocks // (self.rows // (16 * self.tall))
 
     @cached_property
     def out_passes(self) -> int:
@@ -96,9 +86,10 @@ class WideShape(PersistentShape):
 
     @cached_property
     def _behind_ring(self) -> int:
-        line = 8 * (8 // self.tall) + 8
-        slices = 8 * 16 * max(self.tall * line, 72) * 4
-        return slices + 16 * 80 * 2 + 2 * (2 * self._widest * 8 * 4) + 2 * 9 * 16 * self.tall * 8
+        # Lines of a narrow pass, of two wide ones, and of an attention.
+        narrow = 36 if self._narrow == 4 else 8 * self._narrow + 8
+        slices = 8 * 16 * max(narrow, 2 * 36, 72) * 4
+        return slices + 16 * 64 * 2 + 2 * (2 * self._widest * 8 * 4) + 2 * 9 * 16 * 8
 
     @cached_property
     def slots(self) -> int:
@@ -149,7 +140,6 @@ class WideShape(PersistentShape):
         kept = ("HIDDEN", "HEADS", "FF", "OUT", "VLM_DIM", "DINO_DIM", "QUERIES", "LAYERS", "GRID", "COLUMNS", "HALF", "STAMPS")
         sizes = {name: value for name, value in super().defines().items() if name in kept}
         return sizes | {
-            "TALL": self.tall,
             "SLOTS": self.slots,
             "FF_SLICES": self.ff_slices,
             "KV_PARTS": self.key_value_parts,

@@ -191,6 +191,8 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
   merge_warps(at, shared, warps, largest, total, mixed, column, parts, logs);
 }
 
+DEVICE uint32_t largest_log(uint4 v) { return max(SPLITS > 0 ? v.x : 0, max(SPLITS > 1 ? v.y : 0, SPLITS > 2 ? v.z : 0)); }
+
 // The shares of the parts of an attention over the context, of the logs of their sums.
 DEVICE void find_shares(uint4 log, float (&shares)[SPLITS]) {
   const uint32_t logs[4] = {log.x, log.y, log.z, log.w};

@@ -20,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   SHARED(shared);
   int length = p.lengths[0];
   int thread = thread_index(), lane = thread & 31, block = block_index();
-  Place at = {thread, thread / 32, lane >> 2, lane & 3, block % ROW_TILES * BLOCK_ROWS, block / ROW_TILES};
+  Place at = {thread, thread / 32, lane >> 2, lane & 3, block % ROW_TILES * 16, block / ROW_TILES};
   unsigned long long launch = counted(p.counter);
   Exchange exchange;
   stamp(p.stamps, 0);

@@ -56,56 +56,49 @@ struct Chain {
   const Exchange& exchange;
   Clearing clearing;
   Stream stream;
-  float2 residual[2];  // two columns of two rows
-  int step;            // of products; its parity says which place for biases and sums is meant
+  float2 residual[NARROW_PARTS];  // of the thread's columns of what ends in HIDDEN columns
+  int step;                       // of products; its parity says which place for biases and sums is meant
 
   DEVICE Element* buffers(int layer) const { return exchange.chain + (layer * LAYER_EXCHANGE - ATTENDED); }
-  DEVICE float* slices() const { return (float*)(shared + SLICES_AT); }
+  // What the warps leave of a pass, the wide ones in two places in turns.
+  template <int UNITS>
+  DEVICE float* slices(int pass) const { return (float*)(shared + SLICES_AT) + (UNITS == WIDE_PASS ? pass % 2 : 0) * (WARPS * 16 * line_of(UNITS)); }
   DEVICE float2* row_sums() const { return (float2*)(shared + SUMS_AT + (step & 1) * ROW_SUMS_BYTES); }
   DEVICE float* columns() const { return (float*)(shared + COLUMNS_AT + (step & 1) * COLUMNS_BYTES); }
   DEVICE int lane() const { return at.thread & 31; }
-
-  // A thread finishes columns `inside` and `inside` + 1 of each pass, of two rows of tile `tile`.
-  DEVICE int inside() const { return lane() % (PASS * 4) * 2; }
-  DEVICE int tile() const { return lane() / (PASS * 4); }
-  DEVICE int row() const { return tile() * 16 + at.warp; }
+  // Of every 32 columns the two that a thread finishes.
+  DEVICE int inside() const { return (at.thread & 15) * 2; }
 
   DEVICE void load_residual() {
     Share share(CROSS_OUT, at.share);
-    int column = share.first * 8 + inside();
+    int row = at.rows + at.paired_row();
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      int to_row = at.rows + row() + half * 8;
-      residual[half] = make_float2(0, 0);
-      if (to_row < QUERIES && column < share.last * 8) residual[half] = *(const float2*)(p.hidden_states + to_row * HIDDEN + column);
+    for (int part = 0; part < NARROW_PARTS; part++) {
+      int column = share.first * 8 + part * 32 + inside();
+      residual[part] = make_float2(0, 0);
+      if (row < QUERIES && column < share.last * 8) residual[part] = *(const float2*)(p.hidden_states + row * HIDDEN + column);
     }
   }
 
   // The block's rows of x [ROWS, WIDTH] as fragments, once they are written; a warp has every eighth 32 of the places that the block contracts, which
   // begin at `first`.
   template <int DIM, int WIDTH, int BLOCKS>
-  DEVICE void take(const Element* x, int first, uint4 (&a)[TALL][BLOCKS][2]) {
+  DEVICE void take(const Element* x, int first, uint4 (&a)[BLOCKS][2]) {
     const Element* from = x + at.rows * WIDTH + first * 16 + at.warp * 512 + lane() * 8;
     bool first_time = true;
     // A place too many of the axis.
-    if (DIM / 32 < BLOCKS * WARPS)
-#pragma unroll
-      for (int tile = 0; tile < TALL; tile++) a[tile][BLOCKS - 1][0] = a[tile][BLOCKS - 1][1] = make_uint4(0, 0, 0, 0);
+    if (DIM / 32 < BLOCKS * WARPS) a[BLOCKS - 1][0] = a[BLOCKS - 1][1] = make_uint4(0, 0, 0, 0);
     await(INPUT_AHEAD, [&] {
 #pragma unroll
-      for (int tile = 0; tile < TALL; tile++)
+      for (int i = 0; i < BLOCKS; i++)
+        if ((i + 1) * WARPS <= DIM / 32 || at.warp + i * WARPS < DIM / 32)
 #pragma unroll
-        for (int i = 0; i < BLOCKS; i++)
-          if ((i + 1) * WARPS <= DIM / 32 || at.warp + i * WARPS < DIM / 32)
-#pragma unroll
-            for (int half = 0; half < 2; half++) a[tile][i][half] = load_fresh(from + tile * 16 * WIDTH + half * 256 + i * WARPS * 512);
+          for (int half = 0; half < 2; half++) a[i][half] = load_fresh(from + half * 256 + i * WARPS * 512);
       if (first_time) clearing.advance();
       first_time = false;
       uint32_t largest = 0;
 #pragma unroll
-      for (int tile = 0; tile < TALL; tile++)
-#pragma unroll
-        for (int i = 0; i < BLOCKS; i++) largest = max(largest, max(largest_word(a[tile][i][0]), largest_word(a[tile][i][1])));
+      for (int i = 0; i < BLOCKS; i++) largest = max(largest, max(largest_word(a[i][0]), largest_word(a[i][1])));
       return largest;
     });
   }
@@ -124,7 +117,7 @@ struct Chain {
   // The warp's slice of the contracted axis for the next `count` units, of UNITS at most: those too many are the last one again, and a place too many
   // of the axis meets zeros. Neither needs a branch.
   template <int DIM, int UNITS, int BLOCKS>
-  DEVICE void multiply_units(const uint4 (&a)[TALL][BLOCKS][2], int count, float (&result)[UNITS][TALL][4]) {
+  DEVICE void multiply_units(const uint4 (&a)[BLOCKS][2], int count, float (&result)[UNITS][4]) {
     const uint4* weights[UNITS];
 #pragma unroll
     for (int unit = 0; unit < UNITS; unit++) {
@@ -138,36 +131,34 @@ struct Chain {
 #pragma unroll
       for (int unit = 0; unit < UNITS; unit++) {
         uint4 b = weights[unit][block];
-#pragma unroll
-        for (int tile = 0; tile < TALL; tile++) {
-          multiply_16(result[unit][tile], a[tile][i][0], b.x, b.y);
-          multiply_16(result[unit][tile], a[tile][i][1], b.z, b.w);
-        }
+        multiply_16(result[unit], a[i][0], b.x, b.y);
+        multiply_16(result[unit], a[i][1], b.z, b.w);
       }
     }
     stream.turn += count;
   }
 
-  // Leave the warp's part of all units as [WARPS, BLOCK_ROWS, LINE].
+  // Leave the warp's part of all units as [WARPS, 16, line_of(UNITS)].
   template <int UNITS>
-  DEVICE void keep_units(const float (&result)[UNITS][TALL][4]) {
+  DEVICE void keep_units(float* to, const float (&result)[UNITS][4]) {
+    constexpr int LINE = line_of(UNITS);
+    float* own = to + (at.warp * 16 + at.group) * LINE + at.quad * 2;
 #pragma unroll
-    for (int tile = 0; tile < TALL; tile++) {
-      float* own = slices() + (at.warp * BLOCK_ROWS + tile * 16 + at.group) * LINE + at.quad * 2;
-#pragma unroll
-      for (int unit = 0; unit < UNITS; unit++) {
-        *(float2*)(own + unit * 8) = make_float2(result[unit][tile][0], result[unit][tile][1]);
-        *(float2*)(own + 8 * LINE + unit * 8) = make_float2(result[unit][tile][2], result[unit][tile][3]);
-      }
+    for (int unit = 0; unit < UNITS; unit++) {
+      *(float2*)(own + unit * 8) = make_float2(result[unit][0], result[unit][1]);
+      *(float2*)(own + 8 * LINE + unit * 8) = make_float2(result[unit][2], result[unit][3]);
     }
   }
 
   // Add the warps' parts of the thread's columns of a row.
-  DEVICE float2 add_slices(int row) const {
-    const float* from = slices() + row * LINE + inside();
+  template <int UNITS>
+  DEVICE float2 add_slices(const float* slices, int row, int column) const {
+    constexpr int LINE = line_of(UNITS);
+    const float* from = slices + row * LINE + column;
     float2 sums[WARPS];
 #pragma unroll
-    for (int slice = 0; slice < WARPS; slice++) sums[slice] = *(const float2*)(from + slice * BLOCK_ROWS * LINE);
+    for (int slice = 0; slice < WARPS; slice++) sums[slice] = *(const float2*)(from + slice * 16 * LINE);
+    // In pairs, so that few additions wait for each other.
 #pragma unroll
     for (int step = 1; step < WARPS; step *= 2)
 #pragma unroll
@@ -175,12 +166,12 @@ struct Chain {
     return sums[0];
   }
 
-  // Mean and 1 / deviation of a row, of the sums [TALL, WARPS, 16] that the warps found.
-  DEVICE float2* statistics_of(int row) const { return row_sums() + WARPS * BLOCK_ROWS + row; }
+  // Mean and 1 / deviation of a row, of the sums [WARPS, 16] that the warps found.
+  DEVICE float2* statistics_of(int row) const { return row_sums() + WARPS * 16 + row; }
 
   DEVICE void keep_statistics() {
-    int row = at.thread - (THREADS - BLOCK_ROWS);
-    if (row >= 0) *statistics_of(row) = row_statistics(row_sums() + row / 16 * WARPS * 16, row % 16);
+    int row = at.thread - (THREADS - 16);
+    if (row >= 0) *statistics_of(row) = row_statistics(row_sums(), row);
   }
 
   // A product, with the norm before it and GELU or the residual after it. It writes the next step's input: for QKV queries and keys
@@ -193,134 +184,132 @@ struct Chain {
     int kind = KIND == CROSS_OUT && self ? SELF_OUT : KIND;
     renew(at.share);
     Share share(KIND, at.share);
-    uint4 a[TALL][BLOCKS][2];
+    uint4 a[BLOCKS][2];
     if (KIND != DOWN) load_columns(self ? columns_of(p, layer, SELF_OUT) : columns_of(p, layer, KIND), width_of(KIND), share);
     // Some have nothing of DOWN.
     if (KIND != DOWN || share.count() > 0) take<DIM, dim_of(KIND)>(buffers(layer) + input_of(kind), share.slice * DIM, a);
     else clearing.advance();
     stamp(p.stamps, 6 + layer * LAYER_STAMPS + kind % KINDS * 2);
-    if (has_norm(KIND))
-#pragma unroll
-      for (int tile = 0; tile < TALL; tile++) sum_rows(at, a[tile], row_sums() + tile * WARPS * 16);
+    if (has_norm(KIND)) sum_rows(at, a, row_sums());
     copy_wait<0>();
+    int passes = divide_up(share.count(), UNITS);
+    // The sums of a pass are finished while the next one is multiplied.
 #pragma unroll 1
-    for (int first = share.first; first < share.last; first += UNITS) {
-      float result[UNITS][TALL][4] = {};
-      multiply_units<DIM>(a, min(UNITS, share.last - first), result);
-      // What the pass before this has left there was read by all.
-      block_sync();
-      if (has_norm(KIND) && first == share.first) keep_statistics();
-      keep_units(result);
+    for (int pass = 0; share.count() > 0; pass++) {
+      float result[UNITS][4] = {};
+      if (pass < passes) multiply_units<DIM>(a, min(UNITS, share.count() - pass * UNITS), result);
+      if (pass > 0) finish<KIND, UNITS>(layer, kind, share, pass - 1);
+      if (pass == passes) break;
+      // What the step before this has left there was read by all.
+      if (pass == 0) block_sync();
+      if (has_norm(KIND) && pass == 0) keep_statistics();
+      keep_units(slices<UNITS>(pass), result);
       block_sync();
       stream.ask(at);
-      finish<KIND>(layer, kind, share, first * 8, UNITS * 8);
     }
     stamp(p.stamps, 7 + layer * LAYER_STAMPS + kind % KINDS * 2);
     step++;
   }
 
-  // Of a product's sums the thread's two columns, among `width` from `first` on.
-  template <int KIND>
-  DEVICE void finish(int layer, int kind, const Share& share, int first, int width) {
-    int column = first + inside();
-    bool values = KIND == QKV && column >= 2 * HIDDEN;
-    // Values are written along the keys, and a fragment has rows r and r + 8.
-    int rows[2] = {values ? tile() * 16 + at.warp * 2 : row(), values ? tile() * 16 + at.warp * 2 + 1 : row() + 8};
-    float2 value[2], bias, sums;
-    if (KIND != DOWN) {
-      const float* own = columns() + min(column - share.first * 8, WIDEST * 8 - 2);
-      bias = *(const float2*)own, sums = *(const float2*)(own + WIDEST * 8);
-    }
+  // Of the sums of a pass the thread's columns.
+  template <int KIND, int UNITS>
+  DEVICE void finish(int layer, int kind, const Share& share, int pass) {
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      value[half] = add_slices(rows[half]);
-      if (has_norm(KIND)) {
-        float2 statistics = *statistics_of(rows[half]);
-        value[half].x = statistics.y * (value[half].x - statistics.x * sums.x), value[half].y = statistics.y * (value[half].y - statistics.x * sums.y);
+    for (int part = 0; part < divide_up(UNITS, 4); part++) {
+      int among = pass * UNITS * 8 + part * 32 + inside(), column = share.first * 8 + among;
+      // Values are written along the keys.
+      bool values = KIND == QKV && column >= 2 * HIDDEN;
+      int row = values ? at.warp * 2 + (at.thread >> 4 & 1) : at.paired_row();
+      float2 value = add_slices<UNITS>(slices<UNITS>(pass), row, part * 32 + inside());
+      if (KIND != DOWN) {
+        const float* own = columns() + min(among, WIDEST * 8 - 2);
+        float2 bias = *(const float2*)own, sums = *(const float2*)(own + WIDEST * 8);
+        float2 statistics = has_norm(KIND) ? *statistics_of(row) : make_float2(0, 1);
+        value.x = statistics.y * (value.x - statistics.x * sums.x) + bias.x, value.y = statistics.y * (value.y - statistics.x * sums.y) + bias.y;
       }
-      if (KIND != DOWN) value[half].x += bias.x, value[half].y += bias.y;
-      if (KIND == UP) value[half] = make_float2(gelu(value[half].x), gelu(value[half].y));
-      if (KIND == CROSS_OUT) value[half] = residual[half] = make_float2(residual[half].x + value[half].x, residual[half].y + value[half].y);
+      if (KIND == UP) value = make_float2(gelu(value.x), gelu(value.y));
+      if (KIND == CROSS_OUT) value = residual[part] = make_float2(residual[part].x + value.x, residual[part].y + value.y);
+      write_columns<KIND>(layer, kind, share, row, column, (part * 32 + inside() < UNITS * 8) && column < share.last * 8, value);
     }
-    if (inside() >= width || column >= share.last * 8) return;
-    if (KIND == DOWN) publish_eight(part_of(layer, share.slice, column), as_words(value[0].x, value[0].y, value[1].x, value[1].y));
-    else write_columns<KIND>(layer, kind, values, rows, column, value);
   }
 
+  // Write two columns of a row, if they are the block's.
   template <int KIND>
-  DEVICE void write_columns(int layer, int kind, bool values, const int (&rows)[2], int column, const float2 (&value)[2]) {
-    constexpr int WIDTH = width_of(KIND);
-    Element* own = buffers(layer);
-    uint2 pairs = {pack(value[0].x, value[0].y), pack(value[1].x, value[1].y)};
-    int to_rows[2] = {at.rows + rows[0], at.rows + rows[1]};
-    if (values) {
-      Element* to = own + VALUES + placed_value(to_rows[0], column - 2 * HIDDEN);
-      publish(to, pack(value[0].x, value[1].x));
-      publish(to + 32, pack(value[0].y, value[1].y));
-    } else if (KIND == QKV || KIND == CROSS_QUERY) {
-      // Read by an attention.
-      constexpr int LINES = KIND == QKV ? 2 * HIDDEN : HIDDEN;
-      Element* to = own + (KIND == QKV ? QUERY_KEYS : CONTEXT_QUERY);
-      publish(to + placed(to_rows[0], column, LINES), pairs.x);
-      publish(to + placed(to_rows[1], column, LINES), pairs.y);
-    } else if (KIND == KINDS) {
-      if (to_rows[0] < QUERIES) publish(p.output + to_rows[0] * OUT + column, pairs.x);
-      if (to_rows[1] < QUERIES) publish(p.output + to_rows[1] * OUT + column, pairs.y);
-    } else {
-      publish_four(own + output_of(kind) + placed_input(to_rows[0], column, WIDTH), pairs);
+  DEVICE void write_columns(int layer, int kind, const Share& share, int row, int column, bool own, float2 value) {
+    Element* output = buffers(layer);
+    int to_row = at.rows + row;
+    if (KIND == DOWN) {
+      if (own) publish_four(part_of(layer, share.slice, column), uint2{__float_as_uint(value.x), __float_as_uint(value.y)});
+      return;
     }
+    uint32_t pair = pack(value.x, value.y);
+    Element* to = output + output_of(kind) + placed_input(to_row, column, width_of(KIND));
+    if (KIND == KINDS) to = p.output + to_row * OUT + column;
+    if (KIND == CROSS_QUERY) to = output + CONTEXT_QUERY + placed(to_row, column, HIDDEN);
+    if (KIND == QKV) {
+      to = output + QUERY_KEYS + placed(to_row, column, 2 * HIDDEN);
+      // Two rows of a column lie side by side among the values; the next row's thread is 16 lanes away.
+      bool odd = row & 1;
+      float other = warp_exchange(odd ? value.x : value.y, 16);
+      if (column >= 2 * HIDDEN) {
+        to = output + VALUES + placed_value(to_row - odd, column - 2 * HIDDEN + odd);
+        pair = odd ? pack(other, value.y) : pack(value.x, other);
+      }
+    }
+    if (own && (KIND != KINDS || to_row < QUERIES)) publish(to, pair);
   }
 
-  // A thread's part of a slice of DOWN: [slices, ROWS / 16, 8, HIDDEN / 2] times two columns of two rows.
-  DEVICE uint4* part_of(int layer, int slice, int column) const {
-    return exchange.chain_parts + layer * LAYER_PARTS + ((slice * (ROWS / 16) + at.rows / 16 + tile()) * 8 + at.warp) * (HIDDEN / 2) + column / 2;
+  // The thread's two sums of a slice of DOWN: [slices, ROWS / 16, 8, HIDDEN / 2] times two columns of rows r and r + 8.
+  DEVICE float2* part_of(int layer, int slice, int column) const {
+    return exchange.chain_parts + layer * LAYER_PARTS + (((slice * (ROWS / 16) + at.rows / 16) * 8 + at.warp) * (HIDDEN / 2) + column / 2) * 2 + (at.thread >> 4 & 1);
   }
 
   // The parts of DOWN, bias and residual.
   DEVICE void reduce(int layer) {
     Share share(CROSS_OUT, at.share);
-    int column = share.first * 8 + inside();
-    bool own = column < share.last * 8;
-    float2 bias = {0, 0};
-    if (own) bias = *(const float2*)(columns_of(p, layer, DOWN) + column);
-    uint4 part[FF_SLICES] = {};
+    int first = share.first * 8 + inside();
+    float2 bias[NARROW_PARTS] = {};
+    uint2 sums[NARROW_PARTS][FF_SLICES] = {};
+    auto own = [&](int part) { return first + part * 32 < share.last * 8; };
+#pragma unroll
+    for (int part = 0; part < NARROW_PARTS; part++)
+      if (own(part)) bias[part] = *(const float2*)(columns_of(p, layer, DOWN) + first + part * 32);
     await(SUM_AHEAD, [&] {
       uint32_t largest = 0;
 #pragma unroll
-      for (int slice = 0; slice < FF_SLICES; slice++)
-        if (own) part[slice] = load_fresh(part_of(layer, slice, column));
+      for (int part = 0; part < NARROW_PARTS; part++)
 #pragma unroll
-      for (int slice = 0; slice < FF_SLICES; slice++) largest = max(largest, largest_word(part[slice]));
+        for (int slice = 0; slice < FF_SLICES; slice++)
+          if (own(part)) sums[part][slice] = load_pair(part_of(layer, slice, first + part * 32));
+#pragma unroll
+      for (int part = 0; part < NARROW_PARTS; part++)
+#pragma unroll
+        for (int slice = 0; slice < FF_SLICES; slice++) largest = max(largest, max(sums[part][slice].x, sums[part][slice].y));
       return largest;
     });
-    if (!own) return;
 #pragma unroll
-    for (int slice = 0; slice < FF_SLICES; slice++) {
-      // Nobody else reads them.
-      publish_eight(part_of(layer, slice, column), make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN));
-      residual[0].x += __uint_as_float(part[slice].x), residual[0].y += __uint_as_float(part[slice].y);
-      residual[1].x += __uint_as_float(part[slice].z), residual[1].y += __uint_as_float(part[slice].w);
+    for (int part = 0; part < NARROW_PARTS; part++) {
+      if (!own(part)) continue;
+      float2 value = {residual[part].x + bias[part].x, residual[part].y + bias[part].y};
+#pragma unroll
+      for (int slice = 0; slice < FF_SLICES; slice++) {
+        // Nobody else reads them.
+        publish_four(part_of(layer, slice, first + part * 32), uint2{UNWRITTEN, UNWRITTEN});
+        value.x += __uint_as_float(sums[part][slice].x), value.y += __uint_as_float(sums[part][slice].y);
+      }
+      residual[part] = value;
+      publish(buffers(layer) + AFTER_FF + placed_input(at.rows + at.paired_row(), first + part * 32, HIDDEN), pack(value.x, value.y));
     }
-#pragma unroll
-    for (int half = 0; half < 2; half++) residual[half].x += bias.x, residual[half].y += bias.y;
-    uint2 pairs = {pack(residual[0].x, residual[0].y), pack(residual[1].x, residual[1].y)};
-    publish_four(buffers(layer) + AFTER_FF + placed_input(at.rows + row(), column, HIDDEN), pairs);
   }
 
-  // A layer's attention among the queries, or over the context: a head and 16 of the block's rows.
+  // A layer's attention among the queries, or over the context, of one head.
   DEVICE void attend_in(int layer, bool self) {
     Element* own = buffers(layer);
-    int head = at.share % HEADS, total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
-    Place place = at;
-    place.rows += at.share / HEADS * 16;
+    int head = at.share, total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
     const Element *query = self ? own + QUERY_KEYS : layer ? own + CONTEXT_QUERY : p.query;
     const Element *keys = self ? query : exchange.keys_values + 2 * layer * padded * HIDDEN, *values = self ? own + VALUES : exchange.keys_values + (2 * layer + 1) * padded * HIDDEN;
-    attend(place, shared, head * HEAD, query, QueryNorm{nullptr, nullptr}, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, values, 0, self ? KEY_BLOCKS : padded / 32,
-           self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), self ? ROWS : padded, nullptr, nullptr, layer ? INPUT_AHEAD : 0);
-    block_sync();
-    int column = lane() * 2;
-    uint2 pairs = {*(const uint32_t*)kept_of(shared, at.warp, column), *(const uint32_t*)kept_of(shared, at.warp + 8, column)};
-    publish_four(own + (self ? MIXED : ATTENDED) + placed_input(place.rows + at.warp, head * HEAD + column, HIDDEN), pairs);
+    KeysValuesOf memory = {keys, values, self ? 2 * HIDDEN : HIDDEN, (self ? HIDDEN : 0) + head * HEAD, head * HEAD, self ? ROWS : padded};
+    attend(at, shared, query, memory, self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), own + (self ? MIXED : ATTENDED), layer ? INPUT_AHEAD : 0);
     stamp(p.stamps, 6 + layer * LAYER_STAMPS + 2 * KINDS + !self);
   }
 
@@ -332,7 +321,7 @@ struct Chain {
       bool self = half % 2 == 0;
       renew(at.share), renew(at.thread);
       if (self) product<QKV>(layer);
-      if (at.share < HEADS * TALL) attend_in(layer, self);
+      if (at.share < HEADS) attend_in(layer, self);
       else pause(self ? SELF_AHEAD : CROSS_AHEAD);
       product<CROSS_OUT>(layer, self);
       if (self) {

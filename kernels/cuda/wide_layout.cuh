@@ -5,7 +5,7 @@
 // needs it reads until the pattern is gone. Of that there are two sets: a launch uses one and clears the other for the launch after it. Parts, which
 // one reads, have one set, which that reader clears.
 //
-// A block has TALL tiles of 16 query rows and a share of every product's columns. Its weights are one stream of units of 8 columns, in the order in
+// A block has a tile of 16 query rows and a share of every product's columns. Its weights are one stream of units of 8 columns, in the order in
 // which it multiplies them, and pass through a ring in shared memory: they keep coming while the block waits for its input.
 
 __host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
@@ -25,11 +25,10 @@ constexpr int PART_WORDS = 2;
 #else
 constexpr int PART_WORDS = 1;
 #endif
-// Query rows of a block, all rows, and how many blocks share the same rows.
-constexpr int BLOCK_ROWS = 16 * TALL, ROW_TILES = divide_up(QUERIES, BLOCK_ROWS), ROWS = BLOCK_ROWS * ROW_TILES, GROUPS = GRID / ROW_TILES;
+// Tiles of 16 query rows, and how many blocks share one.
+constexpr int ROW_TILES = divide_up(QUERIES, 16), ROWS = 16 * ROW_TILES, GROUPS = GRID / ROW_TILES;
 // An attention is not split: one block a head and 16 rows.
-constexpr int SPLITS = 1;
-static_assert(GROUPS >= HEADS * TALL, "blocks for an attention");
+static_assert(GROUPS >= HEADS, "blocks for an attention");
 // The products of a layer; the first layer starts at CROSS_OUT. Behind the last layer comes the output.
 enum Kind { QKV, SELF_OUT, CROSS_QUERY, CROSS_OUT, UP, DOWN, KINDS };
 // The contracted axis of DOWN is shared by blocks: FF_SLICES slices of it, each made by SLICE_SHARES blocks of the same rows.
@@ -39,7 +38,7 @@ constexpr int WAITS = 3 + 6 * (LAYERS - 1) + 1;  // of products for their input
 constexpr uint32_t UNWRITTEN = 0xffffffffu;
 constexpr int REST = 50;  // nanoseconds between two looks at what others write
 // Cycles before the first look at the parts of the context, a step's input, parts of DOWN, and where a block has no part of an attention.
-constexpr int PARTS_AHEAD = 900, INPUT_AHEAD = 200, MERGE_AHEAD = 0, SUM_AHEAD = 600, SELF_AHEAD = 2000, CROSS_AHEAD = 4000;
+constexpr int PARTS_AHEAD = 900, INPUT_AHEAD = 200, SUM_AHEAD = 600, SELF_AHEAD = 2000, CROSS_AHEAD = 4000;
 constexpr float EPS = 1e-5f, EMPTY = -1e30f, SCORE_SCALE = 1.4426950408889634f / 8;
 
 typedef unsigned short Element;
@@ -72,20 +71,21 @@ constexpr int QUERY_KEYS = 0, VALUES = QUERY_KEYS + 2 * ROWS * HIDDEN, MIXED = V
 constexpr int CONTEXT_QUERY = AFTER_SELF + ROWS * HIDDEN, ATTENDED = CONTEXT_QUERY + ROWS * HIDDEN, AFTER_CROSS = ATTENDED + ROWS * HIDDEN;
 constexpr int RAISED = AFTER_CROSS + ROWS * HIDDEN, AFTER_FF = RAISED + ROWS * FF, LAYER_EXCHANGE = AFTER_FF + ROWS * HIDDEN;
 constexpr int EXCHANGE = LAYERS * LAYER_EXCHANGE - ATTENDED;
-// fp32 sums that the blocks of DOWN leave, in 16 bytes, of a layer; and elements of all layers.
-constexpr int LAYER_PARTS = FF_SLICES * ROWS * HIDDEN / 4, CHAIN_PARTS = LAYERS * LAYER_PARTS * 8;
+// Pairs of fp32 sums that the blocks of DOWN leave, of a layer; and elements of all layers.
+constexpr int LAYER_PARTS = FF_SLICES * ROWS * HIDDEN / 2, CHAIN_PARTS = LAYERS * LAYER_PARTS * 4;
 
 // What one reader has, or all after they waited for all; behind it one of two sets of what many read: [EXCHANGE] for the chain, and statistics of
 // the rows of the context's parts.
 struct Exchange {
   Element *context, *keys_values, *chain, *end;
-  uint4 *chain_parts, *parts, *statistics;
+  float2* chain_parts;
+  uint4 *parts, *statistics;
   DEVICE Exchange() {}
   DEVICE Exchange(const Parameters& p, int set) {
     int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
     int numbers = TEAMS + tiles_of(p);
-    chain_parts = (uint4*)p.exchange;
-    parts = chain_parts + LAYERS * LAYER_PARTS;
+    chain_parts = (float2*)p.exchange;
+    parts = (uint4*)(chain_parts + LAYERS * LAYER_PARTS);
     context = (Element*)(parts + numbers * (16 * HIDDEN * PART_WORDS));
     keys_values = context + total * HIDDEN;
     chain = keys_values + 2 * LAYERS * padded * HIDDEN + (size_t)set * (EXCHANGE + numbers * (64 * 8));
@@ -97,23 +97,23 @@ struct Exchange {
 // Most units of 8 columns that one of so many blocks has.
 __host__ __device__ constexpr int most_units(int width, int blocks) { return divide_up(width / 8, blocks); }
 constexpr int WIDEST = larger(larger(most_units(3 * HIDDEN, GROUPS), most_units(FF, GROUPS)), larger(most_units(OUT, GROUPS), most_units(HIDDEN, SLICE_SHARES)));
-// Units whose sums the warps exchange at once, at most: a thread finishes two columns of two rows. What ends in HIDDEN columns takes one pass, others
-// smaller ones, so that the weights of the next come meanwhile.
-constexpr int PASS = 8 / TALL, NARROW = most_units(HIDDEN, GROUPS), WIDE_PASS = 4;
-static_assert(TALL * PASS == 8 && NARROW <= PASS && WIDE_PASS <= PASS && SLOTS >= PASS, "units of a pass");
-// Lines whose beginnings lie in four places among the banks.
-constexpr int LINE = PASS * 8 + 8;
+// Units whose sums the warps exchange at once: of what ends in HIDDEN columns all, so that it takes one pass, of others fewer, so that weights of the
+// next pass come meanwhile.
+constexpr int NARROW = most_units(HIDDEN, GROUPS), NARROW_PARTS = divide_up(NARROW, 4), WIDE_PASS = 4;
+static_assert(SLOTS >= larger(NARROW, WIDE_PASS + 1), "units of a pass");
+// Lines whose beginnings lie in different places among the banks.
+__host__ __device__ constexpr int line_of(int units) { return units == WIDE_PASS ? units * 8 + 4 : units * 8 + 8; }
 
-// What a warp of an attention leaves of a row, and what a block keeps of 16 rows: columns of a head.
-constexpr int MIXTURE_LINE = 72, KEPT_LINE = HEAD | 16;
+// What a warp of an attention leaves of a row.
+constexpr int MIXTURE_LINE = 72;
 
 // Shared memory: first the stages of the context's products, then those of keys and values, then the ring of weights. Behind these what the eight
-// warps made of their slices of the contracted axis, or of their keys; an attention's query, then its result; what each warp found of each row, then
+// warps made of their slices of the contracted axis, or of their keys; an attention's query; what each warp found of each row, then
 // its statistics, and a product's biases and sums, both twice in turns.
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
 constexpr int UNIT_BYTES = 16 * larger(HIDDEN, FF_SLICE), SLICES_AT = SLOTS * UNIT_BYTES;
-constexpr int KEPT_AT = SLICES_AT + WARPS * 16 * larger(TALL * LINE, MIXTURE_LINE) * 4, COLUMNS_AT = KEPT_AT + 16 * KEPT_LINE * 2;
-constexpr int ROW_SUMS_BYTES = (WARPS + 1) * BLOCK_ROWS * 8, COLUMNS_BYTES = 2 * WIDEST * 8 * 4, SUMS_AT = COLUMNS_AT + 2 * COLUMNS_BYTES;
+constexpr int QUERY_AT = SLICES_AT + WARPS * 16 * larger(larger(line_of(NARROW), 2 * line_of(WIDE_PASS)), MIXTURE_LINE) * 4, COLUMNS_AT = QUERY_AT + 16 * HEAD * 2;
+constexpr int ROW_SUMS_BYTES = (WARPS + 1) * 16 * 8, COLUMNS_BYTES = 2 * WIDEST * 8 * 4, SUMS_AT = COLUMNS_AT + 2 * COLUMNS_BYTES;
 constexpr int KV_COLUMNS = KV_PARTS * KV_WIDTH, KV_STAGE_BYTES = (128 + KV_COLUMNS) * 128;
 constexpr int ARRIVALS_AT = larger(SUMS_AT + 2 * ROW_SUMS_BYTES, larger(STAGES * STAGE_BYTES, KV_STAGES * KV_STAGE_BYTES + 2 * KV_COLUMNS * 4));
 constexpr int SHARED_BYTES = ARRIVALS_AT + (SLOTS + KV_STAGES) * 8;

@@ -41,11 +41,12 @@ struct Stream {
     if (at.thread < SLOTS) begin_arrivals(arrival(at.thread));
   }
 
-  // Ask for as many units as the ring has place for, now that all warps have read those before `turn`: a warp for one each.
+  // Ask for as many units as the ring has place for, now that all warps have read those before `turn`: a warp for one each, first those that have
+  // less to multiply.
   DEVICE void ask(const Place& at) {
     int until = min(turn + SLOTS, all);
 #pragma unroll 1
-    for (int unit = asked + at.warp; unit < until; unit += WARPS) {
+    for (int unit = asked + (at.warp ^ 4); unit < until; unit += WARPS) {
       if ((at.thread & 31) > 0) continue;
       expect_bytes(arrival(unit), UNIT_BYTES);
       copy_bulk(slot(unit), from + (size_t)unit * UNIT_BYTES, UNIT_BYTES, arrival(unit));
@@ -56,7 +57,7 @@ struct Stream {
   // What fits the second-level cache comes there from memory ahead of time: of the first units the blocks that share them ask for some each.
   DEVICE void prefetch_first(const Place& at, int turn) const {
     constexpr int FIRST = PREFETCHED / (UNIT_BYTES * GROUPS);
-    int unit = at.rows / BLOCK_ROWS + turn * ROW_TILES;
+    int unit = at.rows / 16 + turn * ROW_TILES;
     if (at.thread == FETCHER && at.share < GROUPS && unit < min(FIRST, all)) prefetch(from + (size_t)unit * UNIT_BYTES, UNIT_BYTES);
   }
 

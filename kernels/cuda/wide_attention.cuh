@@ -1,0 +1,165 @@
+// Attention of a block's 16 rows in one head, as a step of the chain.
+
+// Keys and values of a head: from these columns on, keys `width` wide, `limit` of them in memory.
+struct KeysValuesOf {
+  const Element *keys, *values;
+  int width, key_column, column, limit;
+};
+
+// A warp's part of 32 keys and their values, as fragments.
+struct KeyBlock {
+  uint4 k[4][2], v[8];
+
+  DEVICE void load(const Place& at, const KeysValuesOf& from, int block) {
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++) {
+      int key = block * 32 + (at.group >> 1) * 8 + tile * 2 + (at.group & 1);
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+        k[tile][half] = load_fresh(from.keys + placed(min(key, from.limit - 1), from.key_column + half * 32 + at.quad * 8, from.width));
+    }
+#pragma unroll
+    for (int tile = 0; tile < 8; tile++)
+      v[tile] = load_fresh(from.values + placed_value(min(block * 32 + at.quad * 8, from.limit - 8), from.column + tile * 8 + at.group));
+  }
+
+  DEVICE uint32_t largest() const {
+    uint32_t largest = 0;
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++) largest = max(largest, max(largest_word(k[tile][0]), largest_word(k[tile][1])));
+#pragma unroll
+    for (int tile = 0; tile < 8; tile++) largest = max(largest, largest_word(v[tile]));
+    return largest;
+  }
+};
+
+// What a warp found of rows `group` and `group` + 8: largest score, sum of weights and mixture of values.
+struct Mixture {
+  float largest[2], total[2], mixed[8][4];
+
+  // Scores and values of 32 keys, of which those below `count` take part.
+  DEVICE void add(const Place& at, const uint4 (&q)[2][2], const KeyBlock& own, int base, int count) {
+    float scores[4][4] = {}, higher[2] = {largest[0], largest[1]};
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++) {
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        multiply_16(scores[tile], q[half][0], own.k[tile][half].x, own.k[tile][half].y);
+        multiply_16(scores[tile], q[half][1], own.k[tile][half].z, own.k[tile][half].w);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        bool valid = base + at.quad * 8 + tile * 2 + (i & 1) < count;
+        scores[tile][i] = valid ? scores[tile][i] * SCORE_SCALE : EMPTY;
+        higher[i >> 1] = fmaxf(higher[i >> 1], scores[tile][i]);
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      higher[half] = fmaxf(higher[half], warp_exchange(higher[half], 1));
+      higher[half] = fmaxf(higher[half], warp_exchange(higher[half], 2));
+      float shrink = power_of_two(largest[half] - higher[half]);
+      largest[half] = higher[half];
+      total[half] *= shrink;
+#pragma unroll
+      for (int tile = 0; tile < 8; tile++) mixed[tile][half * 2] *= shrink, mixed[tile][half * 2 + 1] *= shrink;
+    }
+    uint32_t weights[4][2];
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        scores[tile][i] = power_of_two(scores[tile][i] - largest[i >> 1]);
+        total[i >> 1] += scores[tile][i];
+      }
+      weights[tile][0] = pack(scores[tile][0], scores[tile][1]);
+      weights[tile][1] = pack(scores[tile][2], scores[tile][3]);
+    }
+#pragma unroll
+    for (int tile = 0; tile < 8; tile++) {
+      multiply_add(mixed[tile], weights[0][0], weights[0][1], weights[1][0], weights[1][1], own.v[tile].x, own.v[tile].y);
+      multiply_add(mixed[tile], weights[2][0], weights[2][1], weights[3][0], weights[3][1], own.v[tile].z, own.v[tile].w);
+    }
+  }
+
+  // Merge what `warps` warps found and write it as a product's input [ROWS, HIDDEN].
+  DEVICE void merge(const Place& at, unsigned char* shared, int warps, int first_column, Element* output) {
+    // Where the product before this may still be read.
+    block_sync();
+    float2* heads = (float2*)(shared + SUMS_AT);
+    float* mixtures = (float*)(shared + SLICES_AT);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      int row = at.warp * 16 + at.group + half * 8;
+      total[half] = quad_sum(total[half]);
+      if (at.quad == 0) heads[row] = make_float2(largest[half], total[half]);
+#pragma unroll
+      for (int tile = 0; tile < 8; tile++)
+        *(float2*)(mixtures + row * MIXTURE_LINE + tile * 8 + at.quad * 2) = make_float2(mixed[tile][half * 2], mixed[tile][half * 2 + 1]);
+    }
+    block_sync();
+    // A thread has two columns of two rows.
+    int column = (at.thread & 31) * 2;
+    uint32_t pairs[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      int row = at.warp + half * 8;
+      float peak = EMPTY, sum = 0;
+      float2 merged = {0, 0};
+#pragma unroll
+      for (int warp = 0; warp < WARPS; warp++) if (warp < warps) peak = fmaxf(peak, heads[warp * 16 + row].x);
+#pragma unroll
+      for (int warp = 0; warp < WARPS; warp++) {
+        if (warp >= warps) break;
+        float2 part = heads[warp * 16 + row], x = *(const float2*)(mixtures + (warp * 16 + row) * MIXTURE_LINE + column);
+        float share = power_of_two(part.x - peak);
+        sum += share * part.y;
+        merged.x += share * x.x, merged.y += share * x.y;
+      }
+      float scale = sum == 0 ? 0 : reciprocal(sum);
+      pairs[half] = pack(merged.x * scale, merged.y * scale);
+    }
+    publish_four(output + placed_input(at.rows + at.warp, first_column + column, HIDDEN), uint2{pairs[0], pairs[1]});
+  }
+};
+
+// The block's query [16, HEAD], which lies as `placed`, once it is written: to shared memory, in the order of the registers that multiply it. A thread
+// brings four columns of a row; of 16 places a lane has four of eight side by side, as of keys.
+DEVICE void take_query(const Place& at, unsigned char* shared, const Element* query, int column, int width, uint4 (&q)[2][2]) {
+  int row = at.thread >> 4, four = (at.thread & 15) * 4;
+  uint2 part;
+  await(0, [&] {
+    part = load_pair(query + placed(at.rows + row, column + four, width));
+    return max(part.x, part.y);
+  });
+  uint32_t* words = (uint32_t*)(shared + QUERY_AT);
+  int to = ((four >> 5) * 2 + (four >> 2 & 1)) * 128 + ((row & 7) * 4 + (four >> 3 & 3)) * 4 + (row >> 3);
+  words[to] = part.x, words[to + 2] = part.y;
+  block_sync();
+#pragma unroll
+  for (int i = 0; i < 4; i++) q[i >> 1][i & 1] = *(const uint4*)(words + i * 128 + (at.thread & 31) * 4);
+}
+
+// Attention over the first `count` keys, a warp 32 of them at a time, the next ones on their way while it multiplies. Asks for nothing for `ahead`
+// cycles.
+DEVICE void attend(const Place& at, unsigned char* shared, const Element* query, const KeysValuesOf& from, int count, Element* output, int ahead) {
+  Mixture found = {{EMPTY, EMPTY}, {0, 0}, {}};
+  uint4 q[2][2];
+  KeyBlock own, next;
+  int blocks = divide_up(count, 32), block = at.warp;
+  pause(ahead);
+  // Keys and values are on their way while the query is waited for. A warp without keys takes part for the query.
+  if (block < blocks) own.load(at, from, block);
+  take_query(at, shared, query, from.column, from.width, q);
+#pragma unroll 1
+  for (; block < blocks; block += WARPS) {
+    while (!warp_all(own.largest() != UNWRITTEN)) {
+      relax(REST);
+      own.load(at, from, block);
+    }
+    if (block + WARPS < blocks) next.load(at, from, block + WARPS);
+    found.add(at, q, own, block * 32, count);
+    own = next;
+  }
+  found.merge(at, shared, min(WARPS, max(blocks, 1)), from.column, output);
+}
