@@ -1,8 +1,6 @@
 // The chain of products and attentions on the queries.
 
 __host__ __device__ constexpr int width_of(int kind) { return kind == QKV ? 3 * HIDDEN : kind == UP ? FF : kind == KINDS ? OUT : HIDDEN; }
-__host__ __device__ constexpr int dim_of(int kind) { return kind == DOWN ? FF : HIDDEN; }
-__host__ __device__ constexpr int slice_of(int kind) { return kind == DOWN ? FF_SLICE : HIDDEN; }
 __host__ __device__ constexpr bool has_norm(int kind) { return kind == QKV || kind == CROSS_QUERY || kind == UP || kind == KINDS; }
 
 // Where a layer's step begins among biases and sums of columns; those of the first layer begin with CROSS_OUT.
@@ -12,9 +10,9 @@ __host__ __device__ constexpr int column_offset(int kind) {
   return offset;
 }
 
-// Biases, behind them sums.
-DEVICE const float* columns_of(const Parameters& p, int layer, int kind) {
-  return p.columns + layer * column_offset(KINDS) + (column_offset(kind % KINDS) - column_offset(CROSS_OUT));
+// The same where it is not known when compiling, without a loop.
+DEVICE int columns_at(int kind) {
+  return kind == SELF_OUT ? column_offset(SELF_OUT) : kind == CROSS_QUERY ? column_offset(CROSS_QUERY) : kind == CROSS_OUT ? column_offset(CROSS_OUT) : kind == UP ? column_offset(UP) : 0;
 }
 
 // Where among a layer's buffers a product finds its input, the layer's before for QKV and the output, and leaves its result.
@@ -175,19 +173,17 @@ struct Chain {
   }
 
   // A product, with the norm before it and GELU or the residual after it. It writes the next step's input: for QKV queries and keys
-  // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; of DOWN, parts; behind the last layer the output. CROSS_OUT serves
-  // as SELF_OUT too.
+  // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; of DOWN, parts; behind the last layer the output. What is alike shares its code,
+  // that of CROSS_OUT or of UP: what does not fit the instruction cache is slow.
   template <int KIND>
-  DEVICE void product(int layer, bool self = false) {
-    constexpr int DIM = slice_of(KIND), BLOCKS = divide_up(DIM / 32, WARPS);
-    constexpr int UNITS = width_of(KIND) == HIDDEN && KIND != DOWN ? NARROW : WIDE_PASS;
-    int kind = KIND == CROSS_OUT && self ? SELF_OUT : KIND;
+  DEVICE void product(int layer, int kind) {
+    constexpr int DIM = KIND == DOWN ? FF_SLICE : HIDDEN, BLOCKS = divide_up(DIM / 32, WARPS), UNITS = KIND == CROSS_QUERY || KIND == CROSS_OUT ? NARROW : WIDE_PASS;
     renew(at.share);
-    Share share(KIND, at.share);
+    Share share(kind, at.share);
     uint4 a[BLOCKS][2];
-    if (KIND != DOWN) load_columns(self ? columns_of(p, layer, SELF_OUT) : columns_of(p, layer, KIND), width_of(KIND), share);
+    if (KIND != DOWN) load_columns(p.columns + layer * column_offset(KINDS) + (columns_at(kind) - column_offset(CROSS_OUT)), width_of(kind), share);
     // Some have nothing of DOWN.
-    if (KIND != DOWN || share.count() > 0) take<DIM, dim_of(KIND)>(buffers(layer) + input_of(kind), share.slice * DIM, a);
+    if (KIND != DOWN || share.count() > 0) take<DIM, KIND == DOWN ? FF : HIDDEN>(buffers(layer) + input_of(kind), share.slice * DIM, a);
     else clearing.advance();
     stamp(p.stamps, 6 + layer * LAYER_STAMPS + kind % KINDS * 2);
     if (has_norm(KIND)) sum_rows(at, a, row_sums());
@@ -218,7 +214,7 @@ struct Chain {
     for (int part = 0; part < divide_up(UNITS, 4); part++) {
       int among = pass * UNITS * 8 + part * 32 + inside(), column = share.first * 8 + among;
       // Values are written along the keys.
-      bool values = KIND == QKV && column >= 2 * HIDDEN;
+      bool values = kind == QKV && column >= 2 * HIDDEN;
       int row = values ? at.warp * 2 + (at.thread >> 4 & 1) : at.paired_row();
       float2 value = add_slices<UNITS>(slices<UNITS>(pass), row, part * 32 + inside());
       if (KIND != DOWN) {
@@ -227,7 +223,7 @@ struct Chain {
         float2 statistics = has_norm(KIND) ? *statistics_of(row) : make_float2(0, 1);
         value.x = statistics.y * (value.x - statistics.x * sums.x) + bias.x, value.y = statistics.y * (value.y - statistics.x * sums.y) + bias.y;
       }
-      if (KIND == UP) value = make_float2(gelu(value.x), gelu(value.y));
+      if (kind == UP) value = make_float2(gelu(value.x), gelu(value.y));
       if (KIND == CROSS_OUT) value = residual[part] = make_float2(residual[part].x + value.x, residual[part].y + value.y);
       write_columns<KIND>(layer, kind, share, row, column, (part * 32 + inside() < UNITS * 8) && column < share.last * 8, value);
     }
@@ -243,10 +239,9 @@ struct Chain {
       return;
     }
     uint32_t pair = pack(value.x, value.y);
-    Element* to = output + output_of(kind) + placed_input(to_row, column, width_of(KIND));
-    if (KIND == KINDS) to = p.output + to_row * OUT + column;
-    if (KIND == CROSS_QUERY) to = output + CONTEXT_QUERY + placed(to_row, column, HIDDEN);
-    if (KIND == QKV) {
+    Element* to = output + (KIND == CROSS_QUERY ? CONTEXT_QUERY + placed(to_row, column, HIDDEN) : output_of(kind) + placed_input(to_row, column, KIND == UP ? FF : HIDDEN));
+    if (kind == KINDS) to = p.output + to_row * OUT + column;
+    if (kind == QKV) {
       to = output + QUERY_KEYS + placed(to_row, column, 2 * HIDDEN);
       // Two rows of a column lie side by side among the values; the next row's thread is 16 lanes away.
       bool odd = row & 1;
@@ -256,7 +251,7 @@ struct Chain {
         pair = odd ? pack(other, value.y) : pack(value.x, other);
       }
     }
-    if (own && (KIND != KINDS || to_row < QUERIES)) publish(to, pair);
+    if (own && (kind != KINDS || to_row < QUERIES)) publish(to, pair);
   }
 
   // The thread's two sums of a slice of DOWN: [slices, ROWS / 16, 8, HIDDEN / 2] times two columns of rows r and r + 8.
@@ -273,7 +268,7 @@ struct Chain {
     auto own = [&](int part) { return first + part * 32 < share.last * 8; };
 #pragma unroll
     for (int part = 0; part < NARROW_PARTS; part++)
-      if (own(part)) bias[part] = *(const float2*)(columns_of(p, layer, DOWN) + first + part * 32);
+      if (own(part)) bias[part] = *(const float2*)(p.columns + layer * column_offset(KINDS) + (column_offset(DOWN) - column_offset(CROSS_OUT)) + first + part * 32);
     await(SUM_AHEAD, [&] {
       uint32_t largest = 0;
 #pragma unroll
@@ -314,24 +309,23 @@ struct Chain {
   }
 
   DEVICE void run() {
-    // Half a layer at a time, so that both halves share the code of an attention: what does not fit the instruction cache is slow.
+    // Half a layer at a time, so that both halves share the code of an attention, the second with the first step of the next layer.
 #pragma unroll 1
     for (int half = 1; half < 2 * LAYERS; half++) {
       int layer = half / 2;
       bool self = half % 2 == 0;
       renew(at.share), renew(at.thread);
-      if (self) product<QKV>(layer);
       if (at.share < HEADS) attend_in(layer, self);
       else pause(self ? SELF_AHEAD : CROSS_AHEAD);
-      product<CROSS_OUT>(layer, self);
-      if (self) {
-        product<CROSS_QUERY>(layer);
-      } else {
-        product<UP>(layer);
-        product<DOWN>(layer);
+      product<CROSS_OUT>(layer, self ? SELF_OUT : CROSS_OUT);
+      if (self) product<CROSS_QUERY>(layer, CROSS_QUERY);
+#pragma unroll 1
+      for (int turn = 0; turn < 2 && !self; turn++) {
+        product<UP>(layer + turn, turn == 0 ? UP : layer + 1 < LAYERS ? QKV : KINDS);
+        if (turn > 0) break;
+        product<DOWN>(layer, DOWN);
         reduce(layer);
       }
     }
-    product<KINDS>(LAYERS);
   }
 };
