@@ -199,13 +199,12 @@ class PersistentParameters:
         self._vlm = swizzled(side_by_side(weights.vlm.weight), shape.columns)
         self._dino = swizzled(side_by_side(weights.dino.weight), shape.columns)
         self._key_values = swizzled(side_by_side(weights.keys_values.weight), shape.key_value_columns)
-        wide = isinstance(shape, WideShape)
-        steps = list(_plain_steps(weights) if wide else _steps(weights, shape))
-        self._weights = (
-            dealt_streams([weight for weight, _, _ in steps], shape)
-            if wide
-            else torch.cat([weight.flatten() for weight, _, _ in steps])
-        )
+        if isinstance(shape, WideShape):
+            steps = list(_plain_steps(weights))
+            self._weights = dealt_streams([weight for weight, _, _ in steps], shape)
+        else:
+            steps = list(_steps(weights, shape))
+            self._weights = torch.cat([weight.flatten() for weight, _, _ in steps])
         parts = [1] * (len(steps) - 1) + [shape.out_passes]
         columns = (biases_and_sums(bias, sums, n) for (_, bias, sums), n in zip(steps, parts, strict=True))
         self._columns = torch.cat(list(columns))

@@ -20,7 +20,10 @@ _ROOM = 232_448 - 2 * 1024 - 4 * 8
 
 @dataclass(frozen=True, kw_only=True)
 class PersistentShape:
-    """What the kernel is compiled for: an adapter's sizes, its dtype, `blocks`, and how many `stamps` each takes of the clock."""
+    """What the kernel is compiled for: an adapter's sizes, its dtype, and `blocks`.
+
+    With `stamps`, as many as there is place for, blocks note the clock as they pass.
+    """
 
     hidden_dim: int
     num_heads: int

@@ -12,11 +12,19 @@ from foresight.kernels.persistent_shape import PersistentShape, divide_up
 __all__ = ["Share", "WideShape"]
 
 _TILE = 128
-_SHARED_MEMORY = 232_448
 _STAGES = 5
-# Columns of a product of four warps that makes keys and values.
+# Keys and values: products side by side that a block makes, columns of one, and stages.
+_KEY_VALUE_PARTS = 2
 _KEY_VALUE_WIDTH = 192
+_KEY_VALUE_STAGES = 3
+# Not measured beyond: a thread holds its part of 16 rows in registers.
+_WIDEST_HIDDEN = 1152
+_WIDE_PASS = 4
 _MOST_SLOTS = 10
+# What only the other kernel is told.
+_OTHER_DEFINES = ("OUT_PASSES", "KV_COLUMNS", "ROOM")
+# Of a block's shared memory, what the chain may use: without a kilobyte that stays free.
+_ROOM = 232_448 - 1024
 
 Share = tuple[int, int]
 """The first of a block's units of 8 columns of a product, and the one behind its last."""
@@ -24,18 +32,20 @@ Share = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class WideShape(PersistentShape):
-    """As `PersistentShape`."""
-
-    key_value_parts: int = 2
+    """As `PersistentShape`, for the kernel through whose blocks the chain's weights pass; see wide_layout.cuh."""
 
     def refusal(self, shared_memory: int) -> str | None:
         """Why the kernel cannot serve this shape with so many bytes of shared memory a block; None if it can."""
         general = self._general_refusal()
         if general is not None:
             return general
-        if self.groups < max(self.num_heads, self.ff_slices):
+        if self.hidden_dim > _WIDEST_HIDDEN:
+            return f"width of {self.hidden_dim}: at most {_WIDEST_HIDDEN}"
+        # The ring holds a pass of units at least.
+        few = self.groups < max(self.num_heads, self.ff_slices)
+        if few or self.slots < max(self._narrow, _WIDE_PASS + 1):
             return f"{self.num_queries} queries of {self.hidden_dim}: too much for {self.blocks} blocks"
-        if self.slots < max(self._narrow, 5) or self.shared_bytes > shared_memory:
+        if self.shared_bytes > shared_memory:
             return f"{self.shared_bytes} bytes of shared memory: the device has {shared_memory} a block"
         return None
 
@@ -87,31 +97,27 @@ class WideShape(PersistentShape):
     @cached_property
     def _behind_ring(self) -> int:
         # Lines of a narrow pass, of two wide ones, and of an attention.
-        narrow = 36 if self._narrow == 4 else 8 * self._narrow + 8
-        slices = 8 * 16 * max(narrow, 2 * 36, 72) * 4
+        lines = (8 * self._narrow + 8, 2 * (8 * _WIDE_PASS + 4), 72)
+        slices = 8 * 16 * max(lines) * 4
         return slices + 16 * 64 * 2 + 2 * (2 * self._widest * 8 * 4) + 2 * 9 * 16 * 8
 
     @cached_property
     def slots(self) -> int:
         """Units of weights that the ring holds."""
-        room = _SHARED_MEMORY - self._behind_ring - 1024
-        return min(_MOST_SLOTS, room // (2 * self.unit_elements))
+        arrivals = (_MOST_SLOTS + _KEY_VALUE_STAGES) * 8
+        return min(_MOST_SLOTS, (_ROOM - self._behind_ring - arrivals) // (2 * self.unit_elements))
 
     @cached_property
     def shared_bytes(self) -> int:
         chain = self.slots * 2 * self.unit_elements + self._behind_ring
-        keys_values = self._key_value_stages * (_TILE + self.key_value_columns) * 128
+        keys_values = _KEY_VALUE_STAGES * (_TILE + self.key_value_columns) * 128
         keys_values += 2 * self.key_value_columns * 4
-        arrivals = (self.slots + self._key_value_stages) * 8
+        arrivals = (self.slots + _KEY_VALUE_STAGES) * 8
         return max(chain, keys_values, _STAGES * (_TILE + self.columns) * 128) + arrivals
 
     @property
-    def _key_value_stages(self) -> int:
-        return 5 if self.key_value_parts == 1 else 3
-
-    @property
     def key_value_columns(self) -> int:
-        return self.key_value_parts * _KEY_VALUE_WIDTH
+        return _KEY_VALUE_PARTS * _KEY_VALUE_WIDTH
 
     @cached_property
     def exchange_elements(self) -> int:
@@ -128,23 +134,18 @@ class WideShape(PersistentShape):
     def buffer_elements(self, vlm_tokens: int, dino_tokens: int) -> int:
         h, total = self.hidden_dim, vlm_tokens + dino_tokens
         parts = self.teams + sum(divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens))
-        once = self.part_elements + self._context_part_elements(vlm_tokens, dino_tokens)
+        words = 2 if self.dtype == torch.float16 else 1
+        once = self.part_elements + parts * _TILE * h * words
         once += (total + 2 * self.num_layers * divide_up(total, 32) * 32) * h
         return once + 2 * (self.exchange_elements + parts * 64 * 8)
 
-    def _context_part_elements(self, vlm_tokens: int, dino_tokens: int) -> int:
-        parts = self.teams + sum(divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens))
-        return parts * _TILE * self.hidden_dim * (2 if self.dtype == torch.float16 else 1)
-
     def defines(self) -> dict[str, int]:
-        kept = ("HIDDEN", "HEADS", "FF", "OUT", "VLM_DIM", "DINO_DIM", "QUERIES", "LAYERS", "GRID", "COLUMNS", "HALF", "STAMPS")
-        sizes = {name: value for name, value in super().defines().items() if name in kept}
-        return sizes | {
+        return {name: value for name, value in super().defines().items() if name not in _OTHER_DEFINES} | {
             "SLOTS": self.slots,
             "FF_SLICES": self.ff_slices,
-            "KV_PARTS": self.key_value_parts,
+            "KV_PARTS": _KEY_VALUE_PARTS,
             "KV_WIDTH": _KEY_VALUE_WIDTH,
-            "KV_STAGES": self._key_value_stages,
+            "KV_STAGES": _KEY_VALUE_STAGES,
             "EXPECTED_SHARED_BYTES": self.shared_bytes,
             "EXPECTED_EXCHANGE": self.exchange_elements,
             "EXPECTED_PARTS": self.part_elements,

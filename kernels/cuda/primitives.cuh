@@ -136,17 +136,6 @@ DEVICE void wait_for_bytes(uint64_t* arrival, int parity) {
                :: "r"(shared_address(arrival)), "r"(parity) : "memory");
 }
 
-// The same without copies: `arrival` turns when so many have arrived, what they read before has then been read.
-DEVICE void begin_turns(uint64_t* arrival, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(shared_address(arrival)), "r"(count) : "memory");
-}
-
-DEVICE void arrive(uint64_t* arrival) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(shared_address(arrival)) : "memory");
-}
-
-DEVICE void wait_for_turn(uint64_t* arrival, int parity) { wait_for_bytes(arrival, parity); }
-
 // What other threads wrote before they counted is there for those who saw the count, both of them fenced by this.
 DEVICE void fence_grid() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 

@@ -24,10 +24,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   unsigned long long launch = counted(p.counter);
   Exchange exchange;
   stamp(p.stamps, 0);
-  Stream stream(p, at, shared);
   // The others wait for these threads before they wait for bytes.
-  stream.begin(at);
-  if (thread < KV_STAGES) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + SLOTS + thread);
+  if (thread < SLOTS + KV_STAGES) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread);
   fence_copies();
   Context context = {p, at, shared, exchange};
   KeysValues keys_values = {p, at, shared, exchange};
@@ -44,11 +42,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   count_block(at, p.counter + 1);
   await_blocks(at, p.counter + 1, (launch + 1) * GRID);
   stamp(p.stamps, 3);
-  keys_values.run([&](int step) { stream.prefetch_first(at, step); });
+  keys_values.run();
   count_block(at, p.counter + 2);
   fence_copies();
   block_sync();
   bool chained = at.share < GROUPS;
+  Stream stream(p, at, shared);
   // Where the context's tiles were.
   if (chained) stream.ask(at);
   await_blocks(at, p.counter + 2, (launch + 1) * GRID);

@@ -140,26 +140,25 @@ DEVICE void take_query(const Place& at, unsigned char* shared, const Element* qu
   for (int i = 0; i < 4; i++) q[i >> 1][i & 1] = *(const uint4*)(words + i * 128 + (at.thread & 31) * 4);
 }
 
-// Attention over the first `count` keys, a warp 32 of them at a time, the next ones on their way while it multiplies. Asks for nothing for `ahead`
-// cycles.
+// Attention over the first `count` keys, a warp 32 of them at a time. Asks for nothing for `ahead` cycles.
 DEVICE void attend(const Place& at, unsigned char* shared, const Element* query, const KeysValuesOf& from, int count, Element* output, int ahead) {
   Mixture found = {{EMPTY, EMPTY}, {0, 0}, {}};
   uint4 q[2][2];
-  KeyBlock own, next;
+  KeyBlock own;
   int blocks = divide_up(count, 32), block = at.warp;
   pause(ahead);
   // Keys and values are on their way while the query is waited for. A warp without keys takes part for the query.
   if (block < blocks) own.load(at, from, block);
   take_query(at, shared, query, from.column, from.width, q);
 #pragma unroll 1
-  for (; block < blocks; block += WARPS) {
+  while (block < blocks) {
     while (!warp_all(own.largest() != UNWRITTEN)) {
       relax(REST);
       own.load(at, from, block);
     }
-    if (block + WARPS < blocks) next.load(at, from, block + WARPS);
     found.add(at, q, own, block * 32, count);
-    own = next;
+    block += WARPS;
+    if (block < blocks) own.load(at, from, block);
   }
   found.merge(at, shared, min(WARPS, max(blocks, 1)), from.column, output);
 }

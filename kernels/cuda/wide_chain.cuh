@@ -182,9 +182,8 @@ struct Chain {
     Share share(kind, at.share);
     uint4 a[BLOCKS][2];
     if (KIND != DOWN) load_columns(p.columns + layer * column_offset(KINDS) + (columns_at(kind) - column_offset(CROSS_OUT)), width_of(kind), share);
-    // Some have nothing of DOWN.
-    if (KIND != DOWN || share.count() > 0) take<DIM, KIND == DOWN ? FF : HIDDEN>(buffers(layer) + input_of(kind), share.slice * DIM, a);
-    else clearing.advance();
+    // What has nothing of DOWN takes an input too: where nothing is written, registers are kept for it through the other steps.
+    take<DIM, KIND == DOWN ? FF : HIDDEN>(buffers(layer) + input_of(kind), min(share.slice, FF_SLICES - 1) * DIM, a);
     stamp(p.stamps, 6 + layer * LAYER_STAMPS + kind % KINDS * 2);
     if (has_norm(KIND)) sum_rows(at, a, row_sums());
     copy_wait<0>();

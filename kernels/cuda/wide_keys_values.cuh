@@ -49,9 +49,7 @@ struct KeysValues {
     for (int step = 0; step < KV_LEAD; step++) load_weights(step);
   }
 
-  // `meanwhile` is done in every step.
-  template <typename Meanwhile>
-  DEVICE void run(Meanwhile meanwhile) const {
+  DEVICE void run() const {
 #pragma unroll 1
     for (int step = 0; step < KV_LEAD; step++) load_tokens(step);
     int step = 0;
@@ -72,7 +70,6 @@ struct KeysValues {
         block_sync();
         load_weights(step + KV_LEAD);
         load_tokens(step + KV_LEAD);
-        meanwhile(step);
       }
       int first_column = task % KV_TILES * KV_COLUMNS;
 #pragma unroll

@@ -102,7 +102,7 @@ constexpr int WIDEST = larger(larger(most_units(3 * HIDDEN, GROUPS), most_units(
 constexpr int NARROW = most_units(HIDDEN, GROUPS), NARROW_PARTS = divide_up(NARROW, 4), WIDE_PASS = 4;
 static_assert(SLOTS >= larger(NARROW, WIDE_PASS + 1), "units of a pass");
 // Lines whose beginnings lie in different places among the banks.
-__host__ __device__ constexpr int line_of(int units) { return units == WIDE_PASS ? units * 8 + 4 : units * 8 + 8; }
+__host__ __device__ constexpr int line_of(int units) { return units * 8 + (units == WIDE_PASS ? 4 : 8); }
 
 // What a warp of an attention leaves of a row.
 constexpr int MIXTURE_LINE = 72;

@@ -16,9 +16,6 @@ struct Share {
   DEVICE int before() const { return slice * (HIDDEN / 8) + first; }
 };
 
-// Bytes of the first weights that come from memory while keys and values are made.
-constexpr int PREFETCHED = 26 << 20;
-
 struct Stream {
   unsigned char* shared;
   const unsigned char* from;
@@ -37,9 +34,6 @@ struct Stream {
 
   DEVICE unsigned char* slot(int turn) const { return shared + turn % SLOTS * UNIT_BYTES; }
   DEVICE uint64_t* arrival(int turn) const { return (uint64_t*)(shared + ARRIVALS_AT) + turn % SLOTS; }
-  DEVICE void begin(const Place& at) const {
-    if (at.thread < SLOTS) begin_arrivals(arrival(at.thread));
-  }
 
   // Ask for as many units as the ring has place for, now that all warps have read those before `turn`: a warp for one each, first those that have
   // less to multiply.
@@ -52,13 +46,6 @@ struct Stream {
       copy_bulk(slot(unit), from + (size_t)unit * UNIT_BYTES, UNIT_BYTES, arrival(unit));
     }
     asked = until;
-  }
-
-  // What fits the second-level cache comes there from memory ahead of time: of the first units the blocks that share them ask for some each.
-  DEVICE void prefetch_first(const Place& at, int turn) const {
-    constexpr int FIRST = PREFETCHED / (UNIT_BYTES * GROUPS);
-    int unit = at.rows / 16 + turn * ROW_TILES;
-    if (at.thread == FETCHER && at.share < GROUPS && unit < min(FIRST, all)) prefetch(from + (size_t)unit * UNIT_BYTES, UNIT_BYTES);
   }
 
   DEVICE void wait(int turn) const { wait_for_bytes(arrival(turn), turn / SLOTS & 1); }

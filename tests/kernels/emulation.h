@@ -264,17 +264,6 @@ inline void wait_for_bytes(uint64_t* at, int parity) {
     emulation::yield();
   }
 }
-// Who has still to arrive, of how many.
-struct Turns { int16_t phase, count; int32_t missing; };
-static_assert(sizeof(Turns) == sizeof(uint64_t));
-inline void begin_turns(uint64_t* at, int count) { *(Turns*)at = {0, (int16_t)count, count}; }
-inline void arrive(uint64_t* at) {
-  auto* turns = (Turns*)at;
-  if (--turns->missing == 0) turns->phase++, turns->missing = turns->count;
-}
-inline void wait_for_turn(uint64_t* at, int parity) {
-  while ((((Turns*)at)->phase & 1) == parity) emulation::yield();
-}
 inline void fence_grid() {}
 inline uint4 load_fresh(const void* from) { uint4 v; std::memcpy(&v, from, 16); return v; }
 inline void publish(void* to, uint32_t word) { std::memcpy(to, &word, 4); }

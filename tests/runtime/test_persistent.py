@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from foresight.adapters import Adapter
+from foresight.adapters import Adapter, adapter_config
 from foresight.adapters.packing import pack_adapter
+from foresight.kernels.persistent_kernel import SHARED_MEMORY
+from foresight.kernels.persistent_shape import PersistentShape
+from foresight.kernels.wide_shape import WideShape
 from foresight.runtime import persistent, prepared
-from foresight.runtime.persistent import load_persistent_kernel
+from foresight.runtime.persistent import load_persistent_kernel, persistent_shape
 
 from .fake_cuda import BUCKETS, CPU, FakeCuda, assert_same, features, make, small_adapter
 
@@ -117,6 +120,24 @@ def test_the_kernel_is_made_for_the_adapter_and_the_gpu(
     shape, weights, device = loaded
     assert (shape.blocks, shape.dtype, shape.num_queries, shape.vlm_dim) == (132, torch.float16, 7, 24)
     assert (weights, device) == (packed, CUDA)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "shape"),
+    [
+        ("query", "10m", PersistentShape),
+        ("query", "20m", WideShape),
+        ("query", "50m", WideShape),
+        ("query", "100m", WideShape),
+        ("cross_attention", "100m", WideShape),
+    ],
+)
+def test_which_kernel_an_adapter_takes(architecture: str, size: str, shape: type[PersistentShape]) -> None:
+    grid = (3, 4, 4) if architecture == "cross_attention" else None
+    config = adapter_config(architecture, size, vlm_dim=3584, dino_dim=1024, output_grid=grid)
+    made = persistent_shape(config, torch.bfloat16, 132)
+    assert type(made) is shape
+    assert made.refusal(SHARED_MEMORY) is None
 
 
 @pytest.mark.parametrize(

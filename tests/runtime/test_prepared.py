@@ -115,6 +115,10 @@ def test_it_refuses_other_features_on_the_cpu(change: object, message: str) -> N
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 paths = pytest.mark.parametrize("path", ["persistent", "graph"])
+# The sizes have persistent kernels of their own.
+full_sizes = pytest.mark.parametrize(
+    ("size", "path"), [("10m", "persistent"), ("10m", "graph"), ("100m", "persistent")]
+)
 dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 
 
@@ -177,7 +181,8 @@ def test_what_lies_behind_the_true_lengths_does_not_leak(dtype: torch.dtype, pat
 @pytest.mark.gpu
 @gpu
 @dtypes
-@pytest.mark.parametrize(("size", "path"), [("10m", "persistent"), ("10m", "graph"), ("100m", "graph")])
+@pytest.mark.parametrize("size", ["10m", "100m"])
+@paths
 def test_parity_at_the_full_sizes(size: str, path: str, dtype: torch.dtype) -> None:
     adapter = make_adapter("query", size, vlm_dim=3584, dino_dim=1024, output_dim=4096)
     rounded = copy.deepcopy(adapter).to(dtype)
@@ -192,9 +197,9 @@ def test_parity_at_the_full_sizes(size: str, path: str, dtype: torch.dtype) -> N
 
 @pytest.mark.gpu
 @gpu
-@paths
-def test_nan_in_any_token_reaches_every_output_at_the_full_size(path: str) -> None:
-    adapter = make_adapter("query", "10m", vlm_dim=3584, dino_dim=1024, output_dim=4096).bfloat16()
+@full_sizes
+def test_nan_in_any_token_reaches_every_output_at_the_full_size(size: str, path: str) -> None:
+    adapter = make_adapter("query", size, vlm_dim=3584, dino_dim=1024, output_dim=4096).bfloat16()
     prepared = on_gpu(adapter, torch.bfloat16, path, (384,), dino_tokens=256)
     pair = [x.to("cuda", torch.bfloat16) for x in features(1, 384, adapter, dino_tokens=256)]
     expected = prepared(*pair).clone()
@@ -223,9 +228,9 @@ def test_parity_of_the_shipped_adapter(mode: str, dtype: torch.dtype, path: str)
 
 @pytest.mark.gpu
 @gpu
-@paths
-def test_a_thousand_calls_repeat_to_the_bit_and_do_not_drift(path: str) -> None:
-    adapter = make_adapter("query", "10m", vlm_dim=3584, dino_dim=1024, output_dim=4096)
+@full_sizes
+def test_a_thousand_calls_repeat_to_the_bit_and_do_not_drift(size: str, path: str) -> None:
+    adapter = make_adapter("query", size, vlm_dim=3584, dino_dim=1024, output_dim=4096)
     prepared = on_gpu(copy.deepcopy(adapter).bfloat16(), torch.bfloat16, path, (384,), dino_tokens=256)
     buffers = prepared.inputs(384)
     first, expected = None, torch.empty(0)
@@ -352,8 +357,9 @@ def test_a_launch_may_be_captured_in_a_graph_of_the_callers(tokens: int) -> None
 
 @pytest.mark.gpu
 @gpu
-def test_the_persistent_kernel_comes_first_where_it_serves() -> None:
-    adapter = make_adapter().bfloat16()
+@pytest.mark.parametrize("size", ["10m", "100m"])
+def test_the_persistent_kernel_comes_first_where_it_serves(size: str) -> None:
+    adapter = make_adapter("query", size).bfloat16()
     on_gpu(adapter, torch.bfloat16, "persistent")
     alone, many = (on_gpu(adapter, torch.bfloat16, "auto", batch=batch).report().path for batch in (1, 2))
     assert alone == "persistent kernel, one cooperative launch a call"

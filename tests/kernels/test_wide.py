@@ -1,0 +1,150 @@
+"""The wide persistent kernel: exact where its source runs on the CPU, within an H200's limits where it compiles."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from foresight.kernels.nvrtc import compile_cuda
+from foresight.kernels.persistent import persistent_source
+from foresight.kernels.persistent_kernel import SHARED_MEMORY
+from foresight.kernels.wide_shape import WideShape
+from foresight.kernels.wide_streams import dealt_streams
+
+from .test_persistent import DTYPES, Emulation, emulated
+
+FULL = WideShape(
+    hidden_dim=1152, num_heads=18, ff_dim=4608, output_dim=4096, vlm_dim=3584, dino_dim=1024, num_queries=77,
+    num_layers=4, dtype=torch.bfloat16, blocks=132,
+)  # fmt: skip
+SMALL = WideShape(
+    hidden_dim=128, num_heads=2, ff_dim=512, output_dim=200, vlm_dim=192, dino_dim=64, num_queries=20, num_layers=2,
+    dtype=torch.bfloat16, blocks=16,
+)  # fmt: skip
+# More layers, tiles of queries and heads, and sizes that no tile divides; a feed-forward narrower than the rest.
+ODD = WideShape(
+    hidden_dim=192, num_heads=3, ff_dim=96, output_dim=40, vlm_dim=192, dino_dim=64, num_queries=33, num_layers=3,
+    dtype=torch.bfloat16, blocks=24,
+)  # fmt: skip
+# Several blocks of the contracted axis a warp, passes a product, tiles of keys and values a block, and turns of every ring.
+LONG = WideShape(
+    hidden_dim=576, num_heads=9, ff_dim=1152, output_dim=1024, vlm_dim=192, dino_dim=64, num_queries=10,
+    num_layers=2, dtype=torch.bfloat16, blocks=9,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("wide")
+
+
+@emulated
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_it_is_as_exact_as_the_reference(folder: Path, dtype: torch.dtype) -> None:
+    emulation = Emulation(replace(SMALL, dtype=dtype), (40, 24), folder)
+    # One launch after the other, because two sets of buffers take turns; at the edges of tiles and of none.
+    for seed, length in enumerate((40, 17, 0)):
+        vlm, dino = emulation.features(length, seed)
+        emulation.assert_exact(emulation.launch(vlm, dino, length), vlm, dino, length)
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("shape", "tokens", "length"),
+    [
+        pytest.param(ODD, (300, 100), 257, id="odd"),
+        pytest.param(LONG, (150, 100), 150, id="long"),
+        # Slices of the feed-forward narrower than the rest, and blocks that have none.
+        pytest.param(replace(SMALL, ff_dim=320, blocks=14), (40, 24), 40, id="slices"),
+        # One unit of columns or none.
+        pytest.param(replace(SMALL, dtype=torch.float16, blocks=40), (40, 24), 40, id="blocks"),
+    ],
+)
+def test_it_is_exact_at_other_sizes(
+    folder: Path, shape: WideShape, tokens: tuple[int, int], length: int
+) -> None:
+    emulation = Emulation(shape, tokens, folder)
+    vlm, dino = emulation.features(length)
+    emulation.assert_exact(emulation.launch(vlm, dino, length), vlm, dino, length)
+
+
+def test_those_sizes_are_what_they_are_meant_to_be() -> None:
+    assert LONG.ff_slices == 2
+    # More weights than the ring holds, and more steps of keys and values than their stages.
+    assert LONG.ff_dim // 8 // LONG.groups > LONG.slots
+    assert 2 * LONG.num_layers * LONG.hidden_dim > LONG.blocks * 128
+    slices = replace(SMALL, ff_dim=320, blocks=14)
+    assert (slices.ff_slices, slices.groups) == (5, 7)
+    assert replace(SMALL, blocks=40).groups > SMALL.hidden_dim // 8
+
+
+@emulated
+def test_nan_in_a_true_token_reaches_every_output_and_no_later_launch(folder: Path) -> None:
+    emulation = Emulation(SMALL, (40, 24), folder)
+    vlm, dino = emulation.features(40)
+    expected = emulation.launch(vlm, dino, 40)
+    spoilt = vlm.clone()
+    spoilt[0, 39, 5] = torch.nan
+    assert emulation.launch(spoilt, dino, 40).isnan().all()
+    for _ in range(2):
+        assert torch.equal(emulation.launch(vlm, dino, 40), expected)
+
+
+def test_every_unit_of_a_weight_is_in_one_stream() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((3 * 128, 128), (128, 128), (512, 128), (128, 512), (200, 128))
+    weights = [torch.randn(*size, generator=generator) for size in sizes]
+    streams = dealt_streams(weights, SMALL)
+    assert streams.shape == (sum(weight.numel() for weight in weights) // SMALL.unit_elements, SMALL.unit_elements)
+    assert torch.equal(streams.flatten().sort().values, torch.cat([x.flatten() for x in weights]).sort().values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"dtype": torch.float16}, None),
+        ({"dtype": torch.float32}, "torch.float32: must be torch.bfloat16 or torch.float16"),
+        ({"num_heads": 36}, "heads of 32: must be 64 wide"),
+        ({"ff_dim": 4600}, "widths 4600, 3584, 1024: must be multiples of 32"),
+        ({"output_dim": 4100}, "output of 4100: must be a multiple of 8"),
+        ({"num_queries": 257}, "257 queries: at most 256"),
+        ({"hidden_dim": 1216, "num_heads": 19}, "width of 1216: at most 1152"),
+        ({"num_queries": 128}, "128 queries of 1152: too much for 132 blocks"),
+        ({"blocks": 4}, "77 queries of 1152: too much for 4 blocks"),
+    ],
+)
+def test_shapes_that_it_refuses(changes: dict[str, Any], reason: str | None) -> None:
+    assert replace(FULL, **changes).refusal(SHARED_MEMORY) == reason
+
+
+def test_a_device_with_too_little_shared_memory_is_refused() -> None:
+    needed = FULL.shared_bytes
+    assert FULL.refusal(needed) is None
+    reason = f"{needed} bytes of shared memory: the device has {needed - 1} a block"
+    assert FULL.refusal(needed - 1) == reason
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_full_size_fits_an_h200(dtype: torch.dtype) -> None:
+    pytest.importorskip("triton", reason="needs Triton, which brings cuobjdump")
+    from .compiled import resource_usage, warpgroup_waits
+
+    shape = replace(FULL, dtype=dtype)
+    try:
+        code = compile_cuda(persistent_source(shape), shape.defines(), (9, 0))
+    except OSError as error:
+        pytest.skip(str(error))
+    usage = resource_usage(code)
+    assert usage.stack == 0
+    # All threads of a block, and what is kept back for the system.
+    assert usage.registers * 256 <= 65_536
+    assert shape.shared_bytes + usage.shared <= SHARED_MEMORY
+    # The instruction cache: some instructions more cost microseconds.
+    assert usage.code <= 128 * 1024
+    # Of the projections one a step and one a tile, of keys and values one a step and one a tile for each of two products.
+    assert warpgroup_waits(code) == 5
