@@ -26,10 +26,18 @@ _LAUNCHES = 50
 _DTYPE = torch.bfloat16
 _CONTEXT = {1: "encoders' projections", 3: "context", 4: "keys and values"}
 _KINDS = ("qkv", "self-attention", "self out", "cross-attention", "cross out", "up", "down")
-# The products of the wide kernel, in the order of their stamps, and all steps of a layer, of which the first layer's are constants.
-_WIDE_PRODUCTS = ("qkv", "self out", "query", "cross out", "up", "down")
-_KINDS_IN_ORDER = ("qkv", "self-attention", "self out", "query", "cross-attention", "cross out", "up", "down")
-_CONSTANT_KINDS = _KINDS_IN_ORDER[:4]
+# A layer's steps of the wide kernel and where their stamps begin; the first layer starts at its cross-attention.
+_WIDE_LAYER = 14
+_WIDE_STAMPS = {
+    "qkv": 0,
+    "self-attention": 12,
+    "self out": 2,
+    "query": 4,
+    "cross-attention": 13,
+    "cross out": 6,
+    "up": 8,
+    "down": 10,
+}
 
 
 def stage_names(shape: PersistentShape) -> dict[int, str]:
@@ -46,19 +54,18 @@ def stage_names(shape: PersistentShape) -> dict[int, str]:
 
 
 def _wide_stage_names(shape: WideShape) -> dict[int, str]:
+    steps = [
+        (f"{kind} {layer}", layer * _WIDE_LAYER + first)
+        for layer in range(shape.num_layers)
+        for kind, first in _WIDE_STAMPS.items()
+    ]
     names = dict(_CONTEXT)
-    each = 2 * len(_WIDE_PRODUCTS) + 2
-    for layer in range(shape.num_layers):
-        for kind in _KINDS_IN_ORDER:
-            if layer == 0 and kind in _CONSTANT_KINDS:
-                continue
-            if kind in _WIDE_PRODUCTS:
-                first = 6 + layer * each + 2 * _WIDE_PRODUCTS.index(kind)
-                names |= {first: f"{kind} {layer}: input", first + 1: f"{kind} {layer}"}
-            else:
-                names[6 + layer * each + 2 * len(_WIDE_PRODUCTS) + (kind == "cross-attention")] = f"{kind} {layer}"
-    last = 6 + shape.num_layers * each
-    return names | {last: "output: input", last + 1: "output"}
+    for step, first in [
+        *steps[list(_WIDE_STAMPS).index("cross-attention") :],
+        ("output", shape.num_layers * _WIDE_LAYER),
+    ]:
+        names |= {6 + first: step} if "attention" in step else {6 + first: f"{step}: input", 7 + first: step}
+    return names
 
 
 def stage_times(stamps: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 
@@ -17,8 +18,8 @@ _STAGES = 5
 _KEY_VALUE_PARTS = 2
 _KEY_VALUE_WIDTH = 192
 _KEY_VALUE_STAGES = 3
-# Not measured beyond: a thread holds its part of 16 rows in registers.
-_WIDEST_HIDDEN = 1152
+# A thread holds its part of 16 rows in registers; two steps of keys and values at least.
+_HIDDEN = range(128, 1152 + 1)
 _WIDE_PASS = 4
 _MOST_SLOTS = 10
 # What only the other kernel is told.
@@ -39,8 +40,8 @@ class WideShape(PersistentShape):
         general = self._general_refusal()
         if general is not None:
             return general
-        if self.hidden_dim > _WIDEST_HIDDEN:
-            return f"width of {self.hidden_dim}: at most {_WIDEST_HIDDEN}"
+        if self.hidden_dim not in _HIDDEN:
+            return f"width of {self.hidden_dim}: must be from {_HIDDEN[0]} to {_HIDDEN[-1]}"
         # The ring holds a pass of units at least.
         few = self.groups < max(self.num_heads, self.ff_slices)
         if few or self.slots < max(self._narrow, _WIDE_PASS + 1):
@@ -86,7 +87,7 @@ class WideShape(PersistentShape):
         each = self.groups // slices
         bounds = [s * units + i * units // each for s in range(slices) for i in range(each)]
         bounds += [slices * units] * (self.groups + 1 - len(bounds))
-        return list(zip(bounds, bounds[1:], strict=False))
+        return list(pairwise(bounds))
 
     @cached_property
     def _widest(self) -> int:

@@ -1,4 +1,4 @@
-"""The chain's weights as the blocks of the wide persistent kernel read them: one stream for each share of the columns."""
+"""The chain's weights as the blocks of the wide persistent kernel read them: a stream for each share of the columns."""
 
 from __future__ import annotations
 

@@ -188,9 +188,11 @@ struct Chain {
     if (has_norm(KIND)) sum_rows(at, a, row_sums());
     copy_wait<0>();
     int passes = divide_up(share.count(), UNITS);
+    // Warps must not overtake each other by two steps.
+    if (passes == 0) block_sync();
     // The sums of a pass are finished while the next one is multiplied.
 #pragma unroll 1
-    for (int pass = 0; share.count() > 0; pass++) {
+    for (int pass = 0; passes > 0; pass++) {
       float result[UNITS][4] = {};
       if (pass < passes) multiply_units<DIM>(a, min(UNITS, share.count() - pass * UNITS), result);
       if (pass > 0) finish<KIND, UNITS>(layer, kind, share, pass - 1);
@@ -224,7 +226,7 @@ struct Chain {
       }
       if (kind == UP) value = make_float2(gelu(value.x), gelu(value.y));
       if (KIND == CROSS_OUT) value = residual[part] = make_float2(residual[part].x + value.x, residual[part].y + value.y);
-      write_columns<KIND>(layer, kind, share, row, column, (part * 32 + inside() < UNITS * 8) && column < share.last * 8, value);
+      write_columns<KIND>(layer, kind, share, row, column, part * 32 + inside() < UNITS * 8 && column < share.last * 8, value);
     }
   }
 
@@ -318,8 +320,9 @@ struct Chain {
       else pause(self ? SELF_AHEAD : CROSS_AHEAD);
       product<CROSS_OUT>(layer, self ? SELF_OUT : CROSS_OUT);
       if (self) product<CROSS_QUERY>(layer, CROSS_QUERY);
+      if (self) continue;
 #pragma unroll 1
-      for (int turn = 0; turn < 2 && !self; turn++) {
+      for (int turn = 0; turn < 2; turn++) {
         product<UP>(layer + turn, turn == 0 ? UP : layer + 1 < LAYERS ? QKV : KINDS);
         if (turn > 0) break;
         product<DOWN>(layer, DOWN);

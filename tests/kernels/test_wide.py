@@ -30,7 +30,7 @@ ODD = WideShape(
     hidden_dim=192, num_heads=3, ff_dim=96, output_dim=40, vlm_dim=192, dino_dim=64, num_queries=33, num_layers=3,
     dtype=torch.bfloat16, blocks=24,
 )  # fmt: skip
-# Several blocks of the contracted axis a warp, passes a product, tiles of keys and values a block, and turns of every ring.
+# Several blocks of the contracted axis a warp, passes a product, tiles of keys and values, and turns of every ring.
 LONG = WideShape(
     hidden_dim=576, num_heads=9, ff_dim=1152, output_dim=1024, vlm_dim=192, dino_dim=64, num_queries=10,
     num_layers=2, dtype=torch.bfloat16, blocks=9,
@@ -99,8 +99,13 @@ def test_every_unit_of_a_weight_is_in_one_stream() -> None:
     sizes = ((3 * 128, 128), (128, 128), (512, 128), (128, 512), (200, 128))
     weights = [torch.randn(*size, generator=generator) for size in sizes]
     streams = dealt_streams(weights, SMALL)
-    assert streams.shape == (sum(weight.numel() for weight in weights) // SMALL.unit_elements, SMALL.unit_elements)
-    assert torch.equal(streams.flatten().sort().values, torch.cat([x.flatten() for x in weights]).sort().values)
+    assert streams.shape == (
+        sum(weight.numel() for weight in weights) // SMALL.unit_elements,
+        SMALL.unit_elements,
+    )
+    assert torch.equal(
+        streams.flatten().sort().values, torch.cat([x.flatten() for x in weights]).sort().values
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +118,8 @@ def test_every_unit_of_a_weight_is_in_one_stream() -> None:
         ({"ff_dim": 4600}, "widths 4600, 3584, 1024: must be multiples of 32"),
         ({"output_dim": 4100}, "output of 4100: must be a multiple of 8"),
         ({"num_queries": 257}, "257 queries: at most 256"),
-        ({"hidden_dim": 1216, "num_heads": 19}, "width of 1216: at most 1152"),
+        ({"hidden_dim": 1216, "num_heads": 19}, "width of 1216: must be from 128 to 1152"),
+        ({"hidden_dim": 64, "num_heads": 1}, "width of 64: must be from 128 to 1152"),
         ({"num_queries": 128}, "128 queries of 1152: too much for 132 blocks"),
         ({"blocks": 4}, "77 queries of 1152: too much for 4 blocks"),
     ],
@@ -146,5 +152,5 @@ def test_the_full_size_fits_an_h200(dtype: torch.dtype) -> None:
     assert shape.shared_bytes + usage.shared <= SHARED_MEMORY
     # The instruction cache: some instructions more cost microseconds.
     assert usage.code <= 128 * 1024
-    # Of the projections one a step and one a tile, of keys and values one a step and one a tile for each of two products.
+    # Of the projections one a step and one a tile, of keys and values one a step and, of two products, one a tile.
     assert warpgroup_waits(code) == 5
