@@ -146,18 +146,19 @@ struct Context {
   // Parts added, 16 tokens and 32 columns a warp: context [tokens, HIDDEN].
   DEVICE void finish(int length) const {
     constexpr int TASKS = 8 * CONTEXT_UNITS / 2;
+    int ahead = PARTS_AHEAD;
 #pragma unroll 1
     for (int task = at.warp * GRID + block_index(); task < tiles_of(p) * TASKS; task += GRID * WARPS) {
       Tile tile(p, task / TASKS);
       int slab = task % TASKS / (CONTEXT_UNITS / 2);
-      if (slab * 16 < tile.tokens) finish_units(tile, slab, task % (CONTEXT_UNITS / 2) * 2, length);
+      if (slab * 16 < tile.tokens) finish_units(tile, slab, task % (CONTEXT_UNITS / 2) * 2, length, ahead);
     }
   }
 
   // Which team makes a step.
   DEVICE int team_of(int step) const { return (int)((step + 0.5f) * p.team_steps_inverse); }
 
-  DEVICE void finish_units(const Tile& tile, int slab, int unit, int length) const {
+  DEVICE void finish_units(const Tile& tile, int slab, int unit, int length, int& ahead) const {
     constexpr int EACH = 8 / PART_WORDS;
     int from = team_of(tile.first), count = team_of(tile.last - 1) - from + 1;
     int column = unit * 16 + at.quad * 4, inside = slab * 16 + at.group, token = (tile.vlm ? p.dino_tokens : 0) + tile.row + inside;
@@ -174,36 +175,34 @@ struct Context {
     float2 statistics[2] = {};
 #pragma unroll 1
     for (int first = 0; first < count; first += EACH) {
-      uint4 rows[EACH], parts[2][EACH][PART_WORDS];
-      // Those too many are asked for again, and not added.
-      auto number = [&](int i) { return min(first + i, count - 1); };
+      uint4 rows[EACH] = {}, parts[2][EACH][PART_WORDS] = {};
       auto part_at = [&](int i, int word) {
-        return all_parts + number(i) * (8 * CONTEXT_UNITS * 32 * PART_WORDS) + word / PART_WORDS * 32 * PART_WORDS + word % PART_WORDS;
+        return all_parts + (first + i) * (8 * CONTEXT_UNITS * 32 * PART_WORDS) + word / PART_WORDS * 32 * PART_WORDS + word % PART_WORDS;
       };
-      await(PARTS_AHEAD, [&] {
+      await(ahead, [&] {
         uint32_t largest = 0;
 #pragma unroll
-        for (int i = 0; i < EACH; i++) rows[i] = load_fresh(all_rows + number(i) * 64);
-#pragma unroll
-        for (int i = 0; i < EACH; i++)
+        for (int i = 0; i < EACH; i++) {
+          if (first + i >= count) break;
+          rows[i] = load_fresh(all_rows + (first + i) * 64);
 #pragma unroll
           for (int word = 0; word < 2 * PART_WORDS; word++) parts[word / PART_WORDS][i][word % PART_WORDS] = load_fresh(part_at(i, word));
+        }
 #pragma unroll
-        for (int i = 0; i < EACH; i++) largest = max(largest, largest_word(rows[i]));
-#pragma unroll
-        for (int i = 0; i < EACH; i++)
+        for (int i = 0; i < EACH; i++) {
+          largest = max(largest, largest_word(rows[i]));
 #pragma unroll
           for (int word = 0; word < 2 * PART_WORDS; word++) largest = max(largest, largest_word(parts[word / PART_WORDS][i][word % PART_WORDS]));
+        }
         return largest;
       });
-      // Nobody else reads them.
-#pragma unroll
-      for (int i = 0; i < EACH; i++)
-#pragma unroll
-        for (int word = 0; word < 2 * PART_WORDS; word++) publish_eight(part_at(i, word), make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN));
+      ahead = 0;
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
         if (first + i >= count) break;
+        // Nobody else reads them.
+#pragma unroll
+        for (int word = 0; word < 2 * PART_WORDS; word++) publish_eight(part_at(i, word), make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN));
         add_part(value[0], parts[0][i]);
         add_part(value[1], parts[1][i]);
         statistics[0].x += __uint_as_float(rows[i].x), statistics[0].y += __uint_as_float(rows[i].y);
