@@ -117,13 +117,13 @@ class PersistentShape:
     def team_steps(self, vlm_tokens: int, dino_tokens: int) -> int:
         """Steps of 64 places of the contracted axis that a team makes, of those of all tiles of the context.
 
-        A tile has about eight parts at most, nine where it begins within a share: as many as `finish_units` in
-        projection.cuh reads at once, of fp16 adapters half.
+        A tile has about 14 parts at most: twice as many as `finish_units` in projection.cuh reads at once, of fp16
+        adapters four times.
         """
         steps = {dim: _divide_up(dim, 64) for dim in (self.vlm_dim, self.dino_dim)}
         sizes = ((vlm_tokens, self.vlm_dim), (dino_tokens, self.dino_dim))
         everything = sum(_divide_up(tokens, _TILE) * steps[dim] for tokens, dim in sizes)
-        return max(_divide_up(everything, self.teams), *(_divide_up(n, 8) for n in steps.values()))
+        return max(_divide_up(everything, self.teams), *(_divide_up(n, 14) for n in steps.values()))
 
     @cached_property
     def exchange_elements(self) -> int:

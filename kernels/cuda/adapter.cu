@@ -23,15 +23,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   }
   Context context = {p, at, shared, exchange};
   KeysValues keys_values = {p, at, shared, exchange};
+  keys_values.load_weights(KV_LATE, CONTEXT_STEPS);
   context.project([&] {
     // Each launch before this one has left GRID counts; those of this one are fewer until this block leaves its own.
     launch /= GRID;
     exchange = Exchange(p, launch & 1);
-  }, [&] {
-    keys_values.load_weights(KV_LATE, CONTEXT_STEPS);
   });
   stamp(p.stamps, 1);
-  fence_copies();
   block_sync();
   keys_values.load_weights(0, KV_LATE);
   context.finish(length);

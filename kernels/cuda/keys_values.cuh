@@ -33,12 +33,13 @@ struct KeysValues {
   }
 
   // Tokens that do not exist are the last one again.
-  DEVICE void ask(int token) {
+  DEVICE void ask(int token, bool all) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const Element* from = settled(exchange.context + min(token + (at.thread >> 3) + i * 32, total() - 1) * HIDDEN + (at.thread & 7) * 8);
 #pragma unroll
-      for (int step = 0; step < CONTEXT_STEPS; step++) rows[step][i] = load_fresh(from + step * 64);
+      for (int step = 0; step < CONTEXT_STEPS; step++)
+        if (all || largest_word(rows[step][i]) == UNWRITTEN) rows[step][i] = load_fresh(from + step * 64);
     }
   }
 
@@ -57,12 +58,12 @@ struct KeysValues {
     for (int i = 0; i < HALF_COLUMNS / 8; i++)
       bias[i] = *(const float2*)(p.key_value_bias + min(first_column() + i / 2 * 16 + at.quad * 4 + i % 2 * 2, KEY_VALUE_COLUMNS - 2));
     int row = (at.thread >> 3 & 16) + side_by_side(at.thread >> 3 & 15);
-    bool asked = false;
+    bool asked = false, all = true;
 #pragma unroll 1
     for (int token = row_tile * 64; token < total(); token += KV_ROWS * 64) {
       await(token == row_tile * 64 ? CONTEXT_AHEAD : 0, [&] {
-        if (!asked) ask(token);
-        asked = false;
+        if (!asked) ask(token, all);
+        asked = all = false;
         return largest();
       });
       // The tile before was multiplied by all.
@@ -79,7 +80,7 @@ struct KeysValues {
       for (int step = 0; step < CONTEXT_STEPS; step++) multiply_stage(sums, input(step), weights(step) + at.warp / 4 * HALF_COLUMNS * 128, step > 0);
       // The next tile comes while this one is multiplied.
       asked = token + KV_ROWS * 64 < total();
-      if (asked) ask(token + KV_ROWS * 64);
+      if (asked) ask(token + KV_ROWS * 64, true);
       multiplied(sums);
       keep(token + at.warp % 4 * 16, sums, bias);
     }

@@ -153,6 +153,11 @@ DEVICE uint32_t largest_word(uint4 v) { return max(max(v.x, v.y), max(v.z, v.w))
 
 DEVICE uint32_t largest_log(uint4 v) { return max(SPLITS > 0 ? v.x : 0, max(SPLITS > 1 ? v.y : 0, SPLITS > 2 ? v.z : 0)); }
 
+// Ask for what has not come yet.
+DEVICE void load_missing(uint4& v, const void* from) {
+  if (largest_word(v) == UNWRITTEN) v = load_fresh(from);
+}
+
 // Ask for what others write until all lanes of the warp have it: `load` asks, and returns the largest word. Not before so many cycles are over
 // in which it can hardly come: what was looked at before it is written comes later by more than a look takes.
 template <typename Load>

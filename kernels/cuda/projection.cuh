@@ -57,9 +57,9 @@ struct Context {
   unsigned char* shared;
   const Exchange& exchange;
 
-  // The block's parts of its tiles, published. `meanwhile` is done while the first copies are on their way, `next` once all are.
-  template <typename Meanwhile, typename Next>
-  DEVICE void project(Meanwhile meanwhile, Next next) const {
+  // The block's parts of its tiles, published. `meanwhile` is done while the first copies are on their way.
+  template <typename Meanwhile>
+  DEVICE void project(Meanwhile meanwhile) const {
     int all = Tile(p, tiles_of(p)).first, team = block_index() / ACROSS, across = block_index() % ACROSS;
     int first = min(team * p.team_steps, all), last = team < TEAMS ? min(first + p.team_steps, all) : first;
     StepCopies copies;
@@ -69,7 +69,6 @@ struct Context {
         if (step == copies.last) copies.begin(p, at, across, step);
         copies.load(at, stage(step - first));
       }
-      if (step == last) next();
       copy_commit();
     };
 #pragma unroll 1
@@ -92,6 +91,8 @@ struct Context {
         multiplied_before();
       }
       multiplied(sums);
+      // For what comes in the stages' place; a fence waits for whatever is under way, so that it stands before what is published.
+      if (step == last) fence_copies();
       publish_part(team + tile.index, across, tile.tokens, sums);
       publish_statistics(team + tile.index, across, statistics);
     }
@@ -175,7 +176,14 @@ struct Context {
     float2 statistics[2] = {};
 #pragma unroll 1
     for (int first = 0; first < count; first += EACH) {
-      uint4 rows[EACH] = {}, parts[2][EACH][PART_WORDS] = {};
+      uint4 rows[EACH], parts[2][EACH][PART_WORDS];
+#pragma unroll
+      for (int i = 0; i < EACH; i++) {
+        uint32_t word = first + i < count ? UNWRITTEN : 0;
+        rows[i] = make_uint4(word, word, word, word);
+#pragma unroll
+        for (int part = 0; part < 2 * PART_WORDS; part++) parts[part / PART_WORDS][i][part % PART_WORDS] = rows[i];
+      }
       auto part_at = [&](int i, int word) {
         return all_parts + (first + i) * (8 * CONTEXT_UNITS * 32 * PART_WORDS) + word / PART_WORDS * 32 * PART_WORDS + word % PART_WORDS;
       };
@@ -183,10 +191,9 @@ struct Context {
         uint32_t largest = 0;
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-          if (first + i >= count) break;
-          rows[i] = load_fresh(all_rows + (first + i) * 64);
+          load_missing(rows[i], all_rows + (first + i) * 64);
 #pragma unroll
-          for (int word = 0; word < 2 * PART_WORDS; word++) parts[word / PART_WORDS][i][word % PART_WORDS] = load_fresh(part_at(i, word));
+          for (int word = 0; word < 2 * PART_WORDS; word++) load_missing(parts[word / PART_WORDS][i][word % PART_WORDS], part_at(i, word));
         }
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
