@@ -4,18 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
-__all__ = ["PersistentShape"]
+__all__ = ["PersistentShape", "TeamShares"]
 
 _TILE = 128
 # Most units of 8 columns that a block has of a wide product.
 _WIDEST = 11
 _WIDEST_FEED_FORWARD = 3072
 _STAGES = 5
+# About as many parts has a tile of the context at most: twice as many as `finish_units` in projection.cuh reads at
+# once, of fp16 adapters four times.
+_PARTS = 14
 # Of a block's shared memory, what the context may use: without sums, arrivals, and a kilobyte that stays free.
 _ROOM = 232_448 - 2 * 1024 - 4 * 8
+
+
+class TeamShares(NamedTuple):
+    """Steps that make a team's share, those counted for a tile of either encoder, and with which each team begins.
+
+    Counted are as many as there are, or as many more as make the shares of a tile whole.
+    """
+
+    steps: int
+    vlm_counted: int
+    dino_counted: int
+    first_steps: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +116,7 @@ class PersistentShape:
         chain = 2 * region + 8 * 16 * max(line, 72) * 4 + 16 * (64 | 16) * 2 + 16 * narrow * 32
         stages = _STAGES * (_TILE + self.columns) * 128
         keys_values = self.key_value_columns * h * 2
-        keys_values += max(64 * h * 2, min(stages, _ROOM // 1024 * 1024 - keys_values))
+        keys_values += min(stages, max(_ROOM - keys_values, 0) // 1024 * 1024)
         return max(stages, keys_values, chain) + 1024 + 4 * 8
 
     @cached_property
@@ -114,16 +130,20 @@ class PersistentShape:
         """How many groups of blocks make tiles of the context, each block of one some columns of the same tokens."""
         return self.blocks // (self.hidden_dim // self.columns)
 
-    def team_steps(self, vlm_tokens: int, dino_tokens: int) -> int:
-        """Steps of 64 places of the contracted axis that a team makes, of those of all tiles of the context.
-
-        A tile has about 14 parts at most: twice as many as `finish_units` in projection.cuh reads at once, of fp16
-        adapters four times.
-        """
-        steps = {dim: _divide_up(dim, 64) for dim in (self.vlm_dim, self.dino_dim)}
-        sizes = ((vlm_tokens, self.vlm_dim), (dino_tokens, self.dino_dim))
-        everything = sum(_divide_up(tokens, _TILE) * steps[dim] for tokens, dim in sizes)
-        return max(_divide_up(everything, self.teams), *(_divide_up(n, 14) for n in steps.values()))
+    def team_shares(self, vlm_tokens: int, dino_tokens: int) -> TeamShares:
+        """Who makes which steps of 64 places of the contracted axis, of those of all tiles of the context."""
+        tiles = [_divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens)]
+        steps = [_divide_up(dim, 64) for dim in (self.vlm_dim, self.dino_dim)]
+        everything = sum(n * each for n, each in zip(tiles, steps, strict=True))
+        even = max(_divide_up(everything, self.teams), *(_divide_up(each, _PARTS) for each in steps))
+        share, counted = even, steps
+        # A team that goes on in another tile has a part more to publish, which takes as long as a step.
+        for longer in (even + 1, even):
+            whole = [_divide_up(each, longer) * longer for each in steps]
+            if sum(n * each for n, each in zip(tiles, whole, strict=True)) <= self.teams * longer:
+                share, counted = longer, whole
+        first_steps = [_made(team * share, tiles, steps, counted) for team in range(self.teams + 2)]
+        return TeamShares(share, counted[0], counted[1], first_steps)
 
     @cached_property
     def exchange_elements(self) -> int:
@@ -141,12 +161,11 @@ class PersistentShape:
 
     def buffer_elements(self, vlm_tokens: int, dino_tokens: int) -> int:
         """Elements of all that blocks exchange: parts of sums once, the rest twice; see `Exchange` in layout.cuh."""
-        h, total = self.hidden_dim, vlm_tokens + dino_tokens
-        padded = _divide_up(total, 32) * 32
+        h, padded = self.hidden_dim, _divide_up(vlm_tokens + dino_tokens, 32) * 32
         parts = self.teams + sum(_divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens))
         words = 2 if self.dtype == torch.float16 else 1
         once = self.part_elements + parts * _TILE * h * words
-        twice = self.exchange_elements + (total + 2 * self.num_layers * padded) * h + parts * 64 * 8
+        twice = self.exchange_elements + (1 + 2 * self.num_layers) * padded * h + parts * 64 * 8
         return once + 2 * twice
 
     def _units(self, width: int) -> int:
@@ -173,6 +192,16 @@ class PersistentShape:
             "EXPECTED_PARTS": self.part_elements,
         }
         return sizes | ({"HALF": 1} if self.dtype == torch.float16 else {})
+
+
+def _made(counted: int, tiles: list[int], steps: list[int], counted_each: list[int]) -> int:
+    """How many steps there are among the first `counted`, of tiles of two kinds."""
+    made = 0
+    for number, each, more in zip(tiles, steps, counted_each, strict=True):
+        whole, rest = divmod(min(counted, number * more), more)
+        made += whole * each + min(rest, each)
+        counted = max(0, counted - number * more)
+    return made
 
 
 def _divide_up(size: int, by: int) -> int:

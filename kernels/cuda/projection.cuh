@@ -10,7 +10,8 @@ constexpr int STATISTICS_ROWS = divide_up(128, ACROSS), STATISTICS_PASSES = divi
 constexpr int LEAD = 3, CONTEXT_UNITS = HIDDEN / 16;
 
 // A tile [128 tokens, HIDDEN] of x W. All tiles together are one stream of steps of 64 places of the contracted axis, of which each team of
-// ACROSS blocks takes p.team_steps, wherever tiles end: what a team makes of a tile is a part, number `team + index`.
+// ACROSS blocks takes an equal share: what a team makes of a tile is a part, number `team + index`. Shares are of steps that are counted, of which
+// a tile may have more than it has steps, so that no share goes on in the next one.
 struct Tile {
   bool vlm;
   int index, row, tokens;  // among all tiles; its first token, and how many there are from there on, of its encoder
@@ -24,6 +25,11 @@ struct Tile {
   DEVICE static Tile of_step(const Parameters& p, int step) {
     int vlm_tiles = divide_up(p.vlm_tokens, 128), beyond = step - vlm_tiles * VLM_STEPS;
     return Tile(p, beyond < 0 ? step / VLM_STEPS : vlm_tiles + beyond / DINO_STEPS);
+  }
+  // The team that makes a step of this tile.
+  DEVICE int team_of(const Parameters& p, int step) const {
+    int vlm_tiles = divide_up(p.vlm_tokens, 128), counted = vlm ? index * p.vlm_counted : vlm_tiles * p.vlm_counted + (index - vlm_tiles) * p.dino_counted;
+    return (int)((counted + step - first + 0.5f) * p.team_steps_inverse);
   }
 };
 
@@ -60,8 +66,7 @@ struct Context {
   // The block's parts of its tiles, published. `meanwhile` is done while the first copies are on their way.
   template <typename Meanwhile>
   DEVICE void project(Meanwhile meanwhile) const {
-    int all = Tile(p, tiles_of(p)).first, team = block_index() / ACROSS, across = block_index() % ACROSS;
-    int first = min(team * p.team_steps, all), last = team < TEAMS ? min(first + p.team_steps, all) : first;
+    int team = block_index() / ACROSS, across = block_index() % ACROSS, first = p.first_steps[team], last = p.first_steps[team + 1];
     StepCopies copies;
     copies.last = first;
     auto load = [&](int step) {
@@ -144,9 +149,17 @@ struct Context {
     }
   }
 
-  // Parts added, 16 tokens and 32 columns a warp: context [tokens, HIDDEN].
+  // Keys and values are made of whole tiles of rows, but nobody uses those behind the last token.
+  DEVICE void finish_padding() const {
+    int total = p.vlm_tokens + p.dino_tokens, pairs = (divide_up(total, 32) * 32 - total) * (HIDDEN / 2);
+    for (int pair = block_index() * THREADS + at.thread; pair < pairs; pair += GRID * THREADS)
+      publish(exchange.context + placed_input(token_row(total + pair / (HIDDEN / 2)), pair % (HIDDEN / 2) * 2, HIDDEN), 0);
+  }
+
+  // Parts added, 16 tokens and 32 columns a warp: the context, `placed_input`, of rows by `token_row`.
   DEVICE void finish(int length) const {
     constexpr int TASKS = 8 * CONTEXT_UNITS / 2;
+    finish_padding();
     int ahead = PARTS_AHEAD;
 #pragma unroll 1
     for (int task = at.warp * GRID + block_index(); task < tiles_of(p) * TASKS; task += GRID * WARPS) {
@@ -156,12 +169,9 @@ struct Context {
     }
   }
 
-  // Which team makes a step.
-  DEVICE int team_of(int step) const { return (int)((step + 0.5f) * p.team_steps_inverse); }
-
   DEVICE void finish_units(const Tile& tile, int slab, int unit, int length, int& ahead) const {
     constexpr int EACH = 8 / PART_WORDS;
-    int from = team_of(tile.first), count = team_of(tile.last - 1) - from + 1;
+    int from = tile.team_of(p, tile.first), count = tile.team_of(p, tile.last - 1) - from + 1;
     int column = unit * 16 + at.quad * 4, inside = slab * 16 + at.group, token = (tile.vlm ? p.dino_tokens : 0) + tile.row + inside;
     const uint4* all_rows = settled(exchange.statistics + (from + tile.index) * 64 + slab * 8 + at.group);
     uint4* all_parts = settled(part_of(from + tile.index, slab, unit));
@@ -218,7 +228,6 @@ struct Context {
     }
     float one = tile.vlm ? 1.0f / VLM_DIM : 1.0f / DINO_DIM;
     float2 row[2] = {mean_and_scale(statistics[0], one), mean_and_scale(statistics[1], one)};
-    Element* to = settled(exchange.context + (size_t)token * HIDDEN + column);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       int half = i / 2;
@@ -229,7 +238,8 @@ struct Context {
       uint2 words = {pack(finished(x[0], sum.x, place.x), finished(x[1], sum.y, place.y)), pack(finished(x[2], sum.z, place.z), finished(x[3], sum.w, place.w))};
       // What lies behind the true length may be anything.
       if (tile.vlm && tile.row + inside + half * 8 >= length) words = {0, 0};
-      publish_four(to + half * 8 * HIDDEN + i % 2 * 16, words);
+      Element* to = exchange.context + placed_input(token_row(token + half * 8), column + i % 2 * 16, HIDDEN);
+      publish(to, words.x), publish(to + 4, words.y);
     }
   }
 
