@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import starmap
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -93,26 +95,43 @@ def persistent_source(shape: PersistentShape, primitives: str | None = None) -> 
     """The kernel's source for `shape`, with the hardware's instructions or with other `primitives`."""
     if primitives is None:
         own = (_FOLDER / "primitives.cuh").read_text(encoding="utf-8")
-        instructions = "\n\n".join(_multiply_warpgroup(shape.dtype, n) for n in shape.warpgroup_columns)
-        primitives = own.replace("// {multiply_warpgroup}", instructions)
+        instructions = [
+            *starmap(partial(_multiply_warpgroup, shape.dtype), shape.warpgroup_products),
+            *map(_multiplied, sorted({columns for columns, _ in shape.warpgroup_products})),
+        ]
+        primitives = own.replace("// {multiply_warpgroup}", "\n\n".join(instructions))
     return primitives + "".join((_FOLDER / name).read_text(encoding="utf-8") for name in shape.sources)
 
 
-def _multiply_warpgroup(dtype: torch.dtype, columns: int) -> str:
-    """The instruction for [64, 16] x [16, columns], and to wait for it, which name each of its registers."""
+def _multiply_warpgroup(dtype: torch.dtype, columns: int, in_registers: bool) -> str:
+    """The instruction for [64, 16] x [16, columns], which names each of its registers."""
     count = columns // 2
     kind = "f16" if dtype == torch.float16 else "bf16"
     registers = ", ".join(f"%{i}" for i in range(count))
-    operands = ", ".join(f'"+f"(sums[{i // 4}][{i % 4}])' for i in range(count))
+    if in_registers:
+        kind_of_a, given, used = "uint4", '"r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w)', 4
+        a, orders = "{" + ", ".join(f"%{count + i}" for i in range(used)) + "}", "0"
+    else:
+        kind_of_a, given, used, a, orders = "uint64_t", '"l"(a)', 1, f"%{count}", "0, 0"
     return (
-        f"DEVICE void multiply_warpgroup(float (&sums)[{count // 4}][4], uint64_t a, uint64_t b, int add) {{\n"
-        f'  asm volatile("{{.reg .pred p; setp.ne.b32 p, %{count + 2}, 0; "\n'
+        f"DEVICE void multiply_warpgroup(float (&sums)[{count // 4}][4], {kind_of_a} a, uint64_t b, int add) {{\n"
+        f'  asm volatile("{{.reg .pred p; setp.ne.b32 p, %{count + used + 1}, 0; "\n'
         f'               "wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} "\n'
-        f'               "{{{registers}}}, %{count}, %{count + 1}, p, 1, 1, 0, 0;}}"\n'
-        f'               : {operands} : "l"(a), "l"(b), "r"(add));\n}}\n\n'
-        f"DEVICE void multiplied(float (&sums)[{count // 4}][4]) {{\n"
-        f'  asm volatile("wgmma.wait_group.sync.aligned 0;" : {operands} :: "memory");\n}}'
+        f'               "{{{registers}}}, {a}, %{count + used}, p, 1, 1, {orders};}}"\n'
+        f'               : {_sums(columns)} : {given}, "l"(b), "r"(add));\n}}'
     )
+
+
+def _multiplied(columns: int) -> str:
+    """What waits for such products."""
+    return (
+        f"DEVICE void multiplied(float (&sums)[{columns // 8}][4]) {{\n"
+        f'  asm volatile("wgmma.wait_group.sync.aligned 0;" : {_sums(columns)} :: "memory");\n}}'
+    )
+
+
+def _sums(columns: int) -> str:
+    return ", ".join(f'"+f"(sums[{i // 4}][{i % 4}])' for i in range(columns // 2))
 
 
 class Buffers:
@@ -131,14 +150,15 @@ class Buffers:
         self.counter = torch.zeros(3, dtype=torch.int64, device=device)
         self.stamps = torch.zeros(shape.blocks, STAMPS, dtype=torch.int64, device=device)
         self.output = torch.empty(shape.num_queries, shape.output_dim, dtype=shape.dtype, device=device)
-        steps = shape.team_steps(vlm_tokens, dino_tokens)
-        counts = (vlm_tokens, dino_tokens, steps)
-        self.arguments: dict[str, float] = {name: getattr(self, name).data_ptr() for name in _SCRATCH}
-        self.arguments |= dict(zip(_COUNTS, counts, strict=True), team_steps_inverse=1 / steps)
+        shares = shape.team_shares(vlm_tokens, dino_tokens)
+        counts = (vlm_tokens, dino_tokens, shares.vlm_counted, shares.dino_counted)
+        self.arguments: dict[str, Any] = {name: getattr(self, name).data_ptr() for name in _SCRATCH}
+        self.arguments |= dict(zip(_COUNTS, counts, strict=True), team_steps_inverse=1 / shares.steps)
+        self.arguments["first_steps"] = (ctypes.c_int * len(shares.first_steps))(*shares.first_steps)
 
 
 _SCRATCH = ("exchange", "output", "counter", "stamps")
-_COUNTS = ("vlm_tokens", "dino_tokens", "team_steps")
+_COUNTS = ("vlm_tokens", "dino_tokens", "vlm_counted", "dino_counted")
 _POINTERS = (
     "vlm_weights",
     "dino_weights",
@@ -198,13 +218,16 @@ class PersistentParameters:
         self.query = placed(query)
         self._vlm = swizzled(side_by_side(weights.vlm.weight), shape.columns)
         self._dino = swizzled(side_by_side(weights.dino.weight), shape.columns)
-        self._key_values = swizzled(side_by_side(weights.keys_values.weight), shape.key_value_columns)
+        # Within 16 places of the contracted axis the context may lie in that order, too.
+        key_values = side_by_side(weights.keys_values.weight)
         if isinstance(shape, WideShape):
             steps = list(_plain_steps(weights))
             self._weights = dealt_streams([weight for weight, _, _ in steps], shape)
         else:
+            key_values = side_by_side(key_values.T).T
             steps = list(_steps(weights, shape))
             self._weights = torch.cat([weight.flatten() for weight, _, _ in steps])
+        self._key_values = swizzled(key_values, shape.key_value_columns)
         parts = [1] * (len(steps) - 1) + [shape.out_passes]
         columns = (biases_and_sums(bias, sums, n) for (_, bias, sums), n in zip(steps, parts, strict=True))
         self._columns = torch.cat(list(columns))
@@ -216,6 +239,7 @@ class PersistentParameters:
                 *((name, ctypes.c_void_p) for name in _SCRATCH),
                 *((name, ctypes.c_int) for name in _COUNTS),
                 ("team_steps_inverse", ctypes.c_float),
+                ("first_steps", ctypes.c_int * (shape.teams + 2)),
             ]
 
         self.structure = Parameters(

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
-__all__ = ["PersistentShape", "divide_up"]
+__all__ = ["PersistentShape", "TeamShares", "divide_up"]
 
 _TILE = 128
 # Most units of 8 columns that a block has of a wide product.
 _WIDEST = 11
 _WIDEST_FEED_FORWARD = 3072
 _STAGES = 5
+# About as many parts has a tile of the context at most: twice as many as `finish_units` in projection.cuh reads at
+# once, of fp16 adapters four times.
+_PARTS = 14
 # Of a block's shared memory, what the context may use: without sums, arrivals, and a kilobyte that stays free.
 _ROOM = 232_448 - 2 * 1024 - 4 * 8
+
+
+class TeamShares(NamedTuple):
+    """Steps that make a team's share, those counted for a tile of either encoder, and with which each team begins.
+
+    Counted are as many as there are, or as many more as make the shares of a tile whole.
+    """
+
+    steps: int
+    vlm_counted: int
+    dino_counted: int
+    first_steps: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +127,7 @@ class PersistentShape:
         chain = 2 * region + 8 * 16 * max(line, 72) * 4 + 16 * (64 | 16) * 2 + 16 * narrow * 32
         stages = _STAGES * (_TILE + self.columns) * 128
         keys_values = self.key_value_columns * h * 2
-        keys_values += max(64 * h * 2, min(stages, _ROOM // 1024 * 1024 - keys_values))
+        keys_values += min(stages, max(_ROOM - keys_values, 0) // 1024 * 1024)
         return max(stages, keys_values, chain) + 1024 + 4 * 8
 
     @cached_property
@@ -126,9 +142,9 @@ class PersistentShape:
         return self.blocks // (self.hidden_dim // self.columns)
 
     @property
-    def warpgroup_columns(self) -> list[int]:
-        """Columns of the products that four warps make at once."""
-        return sorted({self.columns, self.key_value_columns // 2})
+    def warpgroup_products(self) -> list[tuple[int, bool]]:
+        """Columns of the products that four warps make at once, and whether their rows are in registers."""
+        return [(self.columns, False), (self.key_value_columns, True)]
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -136,16 +152,20 @@ class PersistentShape:
         chain = ("attention.cuh", "rows.cuh", "product.cuh", "chain.cuh", "adapter.cu")
         return ("layout.cuh", "places.cuh", "projection.cuh", "keys_values.cuh", *chain)
 
-    def team_steps(self, vlm_tokens: int, dino_tokens: int) -> int:
-        """Steps of 64 places of the contracted axis that a team makes, of those of all tiles of the context.
-
-        A tile has about eight parts at most, nine where it begins within a share: as many as `finish_units` in
-        projection.cuh reads at once, of fp16 adapters half.
-        """
-        steps = {dim: divide_up(dim, 64) for dim in (self.vlm_dim, self.dino_dim)}
-        sizes = ((vlm_tokens, self.vlm_dim), (dino_tokens, self.dino_dim))
-        everything = sum(divide_up(tokens, _TILE) * steps[dim] for tokens, dim in sizes)
-        return max(divide_up(everything, self.teams), *(divide_up(n, 8) for n in steps.values()))
+    def team_shares(self, vlm_tokens: int, dino_tokens: int) -> TeamShares:
+        """Who makes which steps of 64 places of the contracted axis, of those of all tiles of the context."""
+        tiles = [divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens)]
+        steps = [divide_up(dim, 64) for dim in (self.vlm_dim, self.dino_dim)]
+        everything = sum(n * each for n, each in zip(tiles, steps, strict=True))
+        even = max(divide_up(everything, self.teams), *(divide_up(each, _PARTS) for each in steps))
+        share, counted = even, steps
+        # A team that goes on in another tile has a part more to publish, which takes as long as a step.
+        for longer in (even + 1, even):
+            whole = [divide_up(each, longer) * longer for each in steps]
+            if sum(n * each for n, each in zip(tiles, whole, strict=True)) <= self.teams * longer:
+                share, counted = longer, whole
+        first_steps = [_made(team * share, tiles, steps, counted) for team in range(self.teams + 2)]
+        return TeamShares(share, counted[0], counted[1], first_steps)
 
     @cached_property
     def exchange_elements(self) -> int:
@@ -163,12 +183,11 @@ class PersistentShape:
 
     def buffer_elements(self, vlm_tokens: int, dino_tokens: int) -> int:
         """Elements of all that blocks exchange: parts of sums once, the rest twice; see `Exchange` in layout.cuh."""
-        h, total = self.hidden_dim, vlm_tokens + dino_tokens
-        padded = divide_up(total, 32) * 32
+        h, padded = self.hidden_dim, divide_up(vlm_tokens + dino_tokens, 32) * 32
         parts = self.teams + sum(divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens))
         words = 2 if self.dtype == torch.float16 else 1
         once = self.part_elements + parts * _TILE * h * words
-        twice = self.exchange_elements + (total + 2 * self.num_layers * padded) * h + parts * 64 * 8
+        twice = self.exchange_elements + (1 + 2 * self.num_layers) * padded * h + parts * 64 * 8
         return once + 2 * twice
 
     def _units(self, width: int) -> int:
@@ -197,6 +216,16 @@ class PersistentShape:
         if self.stamps:
             sizes["STAMPS"] = self.stamps
         return sizes | ({"HALF": 1} if self.dtype == torch.float16 else {})
+
+
+def _made(counted: int, tiles: list[int], steps: list[int], counted_each: list[int]) -> int:
+    """How many steps there are among the first `counted`, of tiles of two kinds."""
+    made = 0
+    for number, each, more in zip(tiles, steps, counted_each, strict=True):
+        whole, rest = divmod(min(counted, number * more), more)
+        made += whole * each + min(rest, each)
+        counted = max(0, counted - number * more)
+    return made
 
 
 def divide_up(size: int, by: int) -> int:

@@ -56,8 +56,8 @@ class WideShape(PersistentShape):
         return ("wide_layout.cuh", "places.cuh", "projection.cuh", "wide_keys_values.cuh", *chain)
 
     @property
-    def warpgroup_columns(self) -> list[int]:
-        return sorted({self.columns, _KEY_VALUE_WIDTH})
+    def warpgroup_products(self) -> list[tuple[int, bool]]:
+        return [(columns, False) for columns in sorted({self.columns, _KEY_VALUE_WIDTH})]
 
     @cached_property
     def out_passes(self) -> int:
@@ -133,11 +133,11 @@ class WideShape(PersistentShape):
         return self.num_layers * 2 * self.ff_slices * self.rows * self.hidden_dim
 
     def buffer_elements(self, vlm_tokens: int, dino_tokens: int) -> int:
-        h, total = self.hidden_dim, vlm_tokens + dino_tokens
+        h, padded = self.hidden_dim, divide_up(vlm_tokens + dino_tokens, 32) * 32
         parts = self.teams + sum(divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens))
         words = 2 if self.dtype == torch.float16 else 1
         once = self.part_elements + parts * _TILE * h * words
-        once += (total + 2 * self.num_layers * divide_up(total, 32) * 32) * h
+        once += (1 + 2 * self.num_layers) * padded * h
         return once + 2 * (self.exchange_elements + parts * 64 * 8)
 
     def defines(self) -> dict[str, int]:

@@ -23,23 +23,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   }
   Context context = {p, at, shared, exchange};
   KeysValues keys_values = {p, at, shared, exchange};
+  int late = keys_values.late();
+  keys_values.load_weights(late, CONTEXT_STEPS);
   context.project([&] {
     // Each launch before this one has left GRID counts; those of this one are fewer until this block leaves its own.
     launch /= GRID;
     exchange = Exchange(p, launch & 1);
-  }, [&] {
-    keys_values.load_weights(KV_LATE, CONTEXT_STEPS);
   });
   stamp(p.stamps, 1);
-  fence_copies();
   block_sync();
-  keys_values.load_weights(0, KV_LATE);
+  keys_values.load_weights(0, late);
+  context.finish_padding();
   context.finish(length);
   stamp(p.stamps, 3);
   prefetch_weights(p);
   keys_values.run();
   stamp(p.stamps, 4);
-  fence_copies();
   block_sync();
   Clearing clearing(Exchange(p, ~launch & 1));
   if (thread == 0) count(p.counter);

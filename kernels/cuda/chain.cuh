@@ -120,7 +120,7 @@ struct Chain {
     constexpr bool NORM = has_norm(KIND);
     Units<WIDTH> units(at);
     float2* row_sums = (float2*)(shared + SUMS_AT);
-    uint4 a[BLOCKS][2] = {};
+    uint4 a[BLOCKS][2];
     float2 bias[PASSES], column_sums[PASSES];
     load_columns(columns_of<KIND>(p, layer), units, bias, column_sums);
     // Weights are mostly there before the input.

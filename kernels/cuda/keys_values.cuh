@@ -1,10 +1,12 @@
 // The keys and values that all layers read from the context, [LAYERS, 2, padded * HIDDEN], placed as fragments are read.
 
+DEVICE int context_place(int token, int column) { return placed_input(token_row(token), column, HIDDEN); }
+
 constexpr int CONTEXT_STEPS = HIDDEN / 64, KEY_VALUE_COLUMNS = 2 * LAYERS * HIDDEN;
-// A block keeps the weights of its columns, half of them for each four warps, and takes 64 tokens after the other. In memory the weights lie
-// as they do in a block, [KV_TILES, steps, KV_COLUMNS, 64], chunks swizzled by `staged`, with zeros behind the last column.
-constexpr int KV_STEP_BYTES = KV_COLUMNS * 128, KV_LATE = smaller(CONTEXT_STEPS, divide_up(larger(STAGES * STAGE_BYTES - KV_WEIGHTS_AT, 0), KV_STEP_BYTES));
-constexpr int HALF_COLUMNS = KV_COLUMNS / 2, KV_TILES = divide_up(KEY_VALUE_COLUMNS, KV_COLUMNS), KV_ROWS = GRID / KV_TILES;
+// A block keeps the weights of its columns. Each four warps take 64 tokens after the other, straight into registers, so that one multiplies while the
+// other waits for its tokens or writes its results. In memory the weights lie as they do in a block, [KV_TILES, steps, KV_COLUMNS, 64], chunks
+// swizzled by `staged`, with zeros behind the last column; rows, and of every 16 places of the contracted axis, in the order of `side_by_side`.
+constexpr int KV_STEP_BYTES = KV_COLUMNS * 128, KV_TILES = divide_up(KEY_VALUE_COLUMNS, KV_COLUMNS), KV_ROWS = GRID / KV_TILES;
 
 static_assert(KV_ROWS > 0, "blocks for keys and values");
 
@@ -13,86 +15,79 @@ struct KeysValues {
   const Place& at;
   unsigned char* shared;
   const Exchange& exchange;
-  uint4 rows[CONTEXT_STEPS][2];  // the thread's part of a tile's tokens
+  uint4 rows[HIDDEN / 16];  // the thread's part of 64 tokens
 
   DEVICE int total() const { return p.vlm_tokens + p.dino_tokens; }
-  DEVICE int first_column() const { return block_index() % KV_TILES * KV_COLUMNS + at.warp / 4 * HALF_COLUMNS; }
+  // The last blocks have the least to do before.
+  DEVICE int column_tile() const { return (GRID - 1 - block_index()) % KV_TILES; }
+  DEVICE int row_tile() const { return (GRID - 1 - block_index()) / KV_TILES; }
+  DEVICE int first_column() const { return column_tile() * KV_COLUMNS; }
   DEVICE uint64_t* arrival() const { return (uint64_t*)(shared + ARRIVALS_AT) + 2; }
-  DEVICE unsigned char* input(int step) const { return shared + step * 64 * 128; }
   DEVICE unsigned char* weights(int step) const { return shared + KV_WEIGHTS_AT + step * KV_STEP_BYTES; }
 
   // Some blocks have no tokens, and ask for no weights: nobody would wait for them.
-  DEVICE bool takes_part() const { return block_index() / KV_TILES < KV_ROWS && block_index() / KV_TILES * 64 < total(); }
+  DEVICE bool takes_part() const { return row_tile() < KV_ROWS && row_tile() * 64 < total(); }
 
-  // Which need not wait for the context, and those from step KV_LATE on not even for the projections to leave their stages.
+  // The weights need not wait for the context, and those from this step on not even for the projections, where these leave room.
+  DEVICE int late() const {
+    int team = block_index() / ACROSS, stages = min(p.first_steps[team + 1] - p.first_steps[team], STAGES);
+    return min(divide_up(max(stages * STAGE_BYTES - KV_WEIGHTS_AT, 0), KV_STEP_BYTES), CONTEXT_STEPS);
+  }
+
   DEVICE void load_weights(int first, int last) {
     if (at.thread != FETCHER || first == last || !takes_part()) return;
     if (last == CONTEXT_STEPS) expect_bytes(arrival(), CONTEXT_STEPS * KV_STEP_BYTES);
-    const Element* from = p.key_value_weights + (size_t)(block_index() % KV_TILES * CONTEXT_STEPS + first) * (KV_STEP_BYTES / 2);
+    const Element* from = p.key_value_weights + (size_t)(column_tile() * CONTEXT_STEPS + first) * (KV_STEP_BYTES / 2);
     copy_bulk(weights(first), from, (last - first) * KV_STEP_BYTES, arrival());
   }
 
-  // Tokens that do not exist are the last one again.
-  DEVICE void ask(int token) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const Element* from = settled(exchange.context + min(token + (at.thread >> 3) + i * 32, total() - 1) * HIDDEN + (at.thread & 7) * 8);
-#pragma unroll
-      for (int step = 0; step < CONTEXT_STEPS; step++) rows[step][i] = load_fresh(from + step * 64);
-    }
-  }
-
-  DEVICE uint32_t largest() const {
-    uint32_t largest = 0;
-#pragma unroll
-    for (int step = 0; step < CONTEXT_STEPS; step++) largest = max(largest, max(largest_word(rows[step][0]), largest_word(rows[step][1])));
-    return largest;
-  }
-
   DEVICE void run() {
-    int row_tile = block_index() / KV_TILES;
     if (!takes_part()) return;
-    float2 bias[HALF_COLUMNS / 8];
-#pragma unroll
-    for (int i = 0; i < HALF_COLUMNS / 8; i++)
-      bias[i] = *(const float2*)(p.key_value_bias + min(first_column() + i / 2 * 16 + at.quad * 4 + i % 2 * 2, KEY_VALUE_COLUMNS - 2));
-    int row = (at.thread >> 3 & 16) + side_by_side(at.thread >> 3 & 15);
-    bool asked = false;
+    int ahead = CONTEXT_AHEAD;
 #pragma unroll 1
-    for (int token = row_tile * 64; token < total(); token += KV_ROWS * 64) {
-      await(token == row_tile * 64 ? CONTEXT_AHEAD : 0, [&] {
-        if (!asked) ask(token);
-        asked = false;
-        return largest();
-      });
-      // The tile before was multiplied by all.
-      block_sync();
+    for (int token = (row_tile() + at.warp / 4 * KV_ROWS) * 64; token < total(); token += 2 * KV_ROWS * 64) {
+      // A product's sums begin with its biases.
+      float sums[KV_COLUMNS / 8][4];
 #pragma unroll
-      for (int step = 0; step < CONTEXT_STEPS; step++)
+      for (int tile = 0; tile < KV_COLUMNS / 8; tile++) {
+        float2 bias = *(const float2*)(p.key_value_bias + min(first_column() + tile / 2 * 16 + at.quad * 4 + tile % 2 * 2, KEY_VALUE_COLUMNS - 2));
+        sums[tile][0] = sums[tile][2] = bias.x, sums[tile][1] = sums[tile][3] = bias.y;
+      }
+      bring(token + at.warp % 4 * 16, ahead);
+      if (ahead) wait_for_bytes(arrival(), 0);
+      ahead = 0;
+      begin_multiplying();
 #pragma unroll
-        for (int i = 0; i < 2; i++) *(uint4*)staged(input(step), row + i * 32, at.thread & 7) = rows[step][i];
-      fence_copies();
-      block_sync();
-      if (token == row_tile * 64) wait_for_bytes(arrival(), 0);
-      float sums[HALF_COLUMNS / 8][4];
-#pragma unroll
-      for (int step = 0; step < CONTEXT_STEPS; step++) multiply_stage(sums, input(step), weights(step) + at.warp / 4 * HALF_COLUMNS * 128, step > 0);
-      // The next tile comes while this one is multiplied.
-      asked = token + KV_ROWS * 64 < total();
-      if (asked) ask(token + KV_ROWS * 64);
+      for (int k = 0; k < HIDDEN / 16; k++) multiply_fragment(sums, rows[k], weights(k / 4) + k % 4 * 32);
+      end_multiplying();
       multiplied(sums);
-      keep(token + at.warp % 4 * 16, sums, bias);
+      keep(token + at.warp % 4 * 16, sums);
     }
+  }
+
+  // Sixteen rows; those behind the buffer are the last ones again.
+  DEVICE void bring(int token, int ahead) {
+    const Element* from = settled(exchange.context + min(token / 16, divide_up(total(), 32) * 2 - 1) * (16 * HIDDEN) + (at.thread & 31) * 8);
+#pragma unroll
+    for (int k = 0; k < HIDDEN / 16; k++) rows[k] = make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN);
+    await(ahead, [&] {
+      uint32_t largest = 0;
+#pragma unroll
+      for (int k = 0; k < HIDDEN / 16; k++) load_missing(rows[k], from + k * 256);
+#pragma unroll
+      for (int k = 0; k < HIDDEN / 16; k++) largest = max(largest, largest_word(rows[k]));
+      return largest;
+    });
   }
 
   // Sixteen tokens, in the order of `side_by_side`, of which a thread has four columns of two keys, or four values of two columns: both lie in
   // memory 64 elements apart. The rows that do not exist are written as far as the buffer goes.
-  DEVICE void keep(int token, const float (&sums)[HALF_COLUMNS / 8][4], const float2 (&bias)[HALF_COLUMNS / 8]) {
+  DEVICE void keep(int token, const float (&sums)[KV_COLUMNS / 8][4]) {
     int padded = divide_up(total(), 32) * 32;
     if (token >= padded) return;
     Element* own = exchange.keys_values + ((at.group >> 1) * 4 + (at.group & 1)) * 32 + at.quad * 4;
 #pragma unroll
-    for (int unit = 0; unit < HALF_COLUMNS / 16; unit++) {
+    for (int unit = 0; unit < KV_COLUMNS / 16; unit++) {
       int column = first_column() + unit * 16, part = column / HIDDEN;
       if (column >= KEY_VALUE_COLUMNS) break;
       column -= part * HIDDEN;
@@ -104,7 +99,7 @@ struct KeysValues {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
           const float* x = sums[unit * 2 + i] + half * 2;
-          words[half][i] = pack(x[0] + bias[unit * 2 + i].x, x[1] + bias[unit * 2 + i].y);
+          words[half][i] = pack(x[0], x[1]);
         }
 #pragma unroll
       for (int i = 0; i < 2; i++) {

@@ -61,8 +61,10 @@ struct Parameters {
   Element *exchange, *output;
   unsigned long long *counter, *stamps;
   int vlm_tokens, dino_tokens;
-  int team_steps;  // of the context's products, that a team makes, and 1 / as many
+  // Of the context's products: steps counted for a tile of either encoder, 1 / those of a team's share, and the first that each team makes.
+  int vlm_counted, dino_counted;
   float team_steps_inverse;
+  int first_steps[TEAMS + 2];
 };
 
 // Tiles of 128 tokens of both encoders.
@@ -80,20 +82,20 @@ constexpr int ATTENDED = PARTS + SPLITS * ROWS * HIDDEN, AFTER_CROSS = ATTENDED 
 constexpr int AFTER_FF = RAISED + ROWS * FF, LAYER_EXCHANGE = AFTER_FF + ROWS * HIDDEN, EXCHANGE = LAYERS * LAYER_EXCHANGE - LOGS;
 
 // Parts of the chain's sums and of the context's tiles, which one reader has, who makes them ready for the next launch. Behind them one of the two
-// sets of what many read: [EXCHANGE] for the chain, the context [tokens, HIDDEN], keys and values [LAYERS, 2, padded * HIDDEN], statistics of the
+// sets of what many read: [EXCHANGE] for the chain, the context [padded, HIDDEN], keys and values [LAYERS, 2, padded * HIDDEN], statistics of the
 // rows of the context's parts.
 struct Exchange {
   Element *chain_parts, *chain, *context, *keys_values, *end;
   uint4 *parts, *statistics;
   DEVICE Exchange() {}
   DEVICE Exchange(const Parameters& p, int set) {
-    int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
+    int padded = divide_up(p.vlm_tokens + p.dino_tokens, 32) * 32;
     int numbers = TEAMS + tiles_of(p);
     chain_parts = p.exchange;
     parts = (uint4*)(chain_parts + CHAIN_PARTS);
-    chain = (Element*)(parts + numbers * (16 * HIDDEN * PART_WORDS)) + (size_t)set * (EXCHANGE + (total + 2 * LAYERS * padded) * HIDDEN + numbers * (64 * 8));
+    chain = (Element*)(parts + numbers * (16 * HIDDEN * PART_WORDS)) + (size_t)set * (EXCHANGE + (1 + 2 * LAYERS) * padded * HIDDEN + numbers * (64 * 8));
     context = chain + EXCHANGE;
-    keys_values = context + total * HIDDEN;
+    keys_values = context + padded * HIDDEN;
     statistics = (uint4*)(keys_values + 2 * LAYERS * padded * HIDDEN);
     end = (Element*)(statistics + numbers * 64);
   }
@@ -119,8 +121,11 @@ constexpr int KEPT_LINE = HEAD | 16;
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
 constexpr int REGION = 16 * larger(larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), HEAD / 8 * HIDDEN), SLICES_AT = 2 * REGION, KEPT_AT = SLICES_AT + WARPS * 16 * larger(LINE, MIXTURE_LINE) * 4;
 constexpr int QUERY_AT = KEPT_AT + 16 * KEPT_LINE * 2;
-// In the stages' place, later, the tokens that become keys and values; behind the stages, as far as there is room, the weights of these.
-constexpr int KV_BYTES = KV_COLUMNS * HIDDEN * 2, KV_WEIGHTS_AT = larger(64 * HIDDEN * 2, smaller(STAGES * STAGE_BYTES, ROOM / 1024 * 1024 - KV_BYTES));
+// Behind the stages, as far as there is room, the weights of keys and values.
+constexpr int KV_BYTES = KV_COLUMNS * HIDDEN * 2, KV_WEIGHTS_AT = smaller(STAGES * STAGE_BYTES, larger(ROOM - KV_BYTES, 0) / 1024 * 1024);
 constexpr int SUMS_AT = larger(larger(STAGES * STAGE_BYTES, KV_WEIGHTS_AT + KV_BYTES), QUERY_AT + 16 * NARROW * 8 * 4);
 constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 4 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE && CHAIN_PARTS == EXPECTED_PARTS, "kernels/persistent_shape.py");
+
+// How much further in the context, as `context_place` has it, two more columns are.
+constexpr int CONTEXT_STEP = 4;

@@ -16,6 +16,9 @@ DEVICE int placed_value(int key, int column) { return (key / 32 * HIDDEN + colum
 // columns of two products of eight, and among tokens, for the rows `group` and `group` + 8 of two lanes.
 DEVICE int side_by_side(int i) { return ((i >> 1 & 1) << 3) + (i >> 2 << 1) + (i & 1); }
 
+// The row of the context that a token has, whose keys and values a thread then has side by side.
+DEVICE int token_row(int token) { return token / 16 * 16 + side_by_side(token % 16); }
+
 struct Place {
   int thread, warp, group, quad;  // group: lane / 4, a row or column of a fragment; quad: lane % 4, which eight of every 32 places
   int rows, share;                // the block's first query row, and which of GROUPS it is
@@ -25,6 +28,11 @@ struct Place {
 
 // UNWRITTEN is the largest of numbers, so that the largest word says whether any is unwritten.
 DEVICE uint32_t largest_word(uint4 v) { return max(max(v.x, v.y), max(v.z, v.w)); }
+
+// Ask for what has not come yet.
+DEVICE void load_missing(uint4& v, const void* from) {
+  if (largest_word(v) == UNWRITTEN) v = load_fresh(from);
+}
 
 // Ask for what others write until all lanes of the warp have it: `load` asks, and returns the largest word. Not before so many cycles are over
 // in which it can hardly come: what was looked at before it is written comes later by more than a look takes.

@@ -74,6 +74,16 @@ DEVICE void multiply_stage(float (&sums)[TILES][4], const unsigned char* a, cons
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
+// The same for 16 places, += only, with `a` in registers that lie as those of `multiply_add` do; between `begin_multiplying` and `end_multiplying`.
+template <int TILES>
+DEVICE void multiply_fragment(float (&sums)[TILES][4], uint4 a, const unsigned char* b) {
+  multiply_warpgroup(sums, a, matrix_descriptor(b), 1);
+}
+
+DEVICE void begin_multiplying() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+DEVICE void end_multiplying() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
 // Wait for all but the last stage begun.
 DEVICE void multiplied_before() { asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); }
 

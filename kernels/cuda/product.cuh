@@ -7,18 +7,22 @@ struct Units {
   DEVICE Units(const Place& at) : first(at.share * (WIDTH / 8) / GROUPS), last((at.share + 1) * (WIDTH / 8) / GROUPS) {}
 };
 
-// The block's 16 rows of x [ROWS, DIM] as fragments, once they are written; a warp has every eighth 32 places of the contracted axis.
-// `meanwhile` is done while the first answer is on its way.
+// The block's 16 rows of x [ROWS, DIM] as fragments, once they are written; a warp has every eighth 32 places of the contracted axis, zeros where
+// there are none. `meanwhile` is done while the first answer is on its way.
 template <int DIM, int BLOCKS, typename Meanwhile>
 DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2], Meanwhile meanwhile) {
   const Element* from = x + at.rows * DIM + at.warp * 512 + (at.thread & 31) * 8;
   bool first_time = true;
+#pragma unroll
+  for (int i = 0; i < BLOCKS; i++) {
+    uint32_t word = at.warp + i * WARPS < DIM / 32 ? UNWRITTEN : 0;
+    a[i][0] = a[i][1] = make_uint4(word, word, word, word);
+  }
   await(INPUT_AHEAD, [&] {
 #pragma unroll
     for (int i = 0; i < BLOCKS; i++)
-      if (at.warp + i * WARPS < DIM / 32)
 #pragma unroll
-        for (int half = 0; half < 2; half++) a[i][half] = load_fresh(from + half * 256 + i * WARPS * 512);
+      for (int half = 0; half < 2; half++) load_missing(a[i][half], from + half * 256 + i * WARPS * 512);
     if (first_time) meanwhile();
     first_time = false;
     uint32_t largest = 0;

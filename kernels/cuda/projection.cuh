@@ -10,7 +10,8 @@ constexpr int STATISTICS_ROWS = divide_up(128, ACROSS), STATISTICS_PASSES = divi
 constexpr int LEAD = 3, CONTEXT_UNITS = HIDDEN / 16;
 
 // A tile [128 tokens, HIDDEN] of x W. All tiles together are one stream of steps of 64 places of the contracted axis, of which each team of
-// ACROSS blocks takes p.team_steps, wherever tiles end: what a team makes of a tile is a part, number `team + index`.
+// ACROSS blocks takes an equal share: what a team makes of a tile is a part, number `team + index`. Shares are of steps that are counted, of which
+// a tile may have more than it has steps, so that no share goes on in the next one.
 struct Tile {
   bool vlm;
   int index, row, tokens;  // among all tiles; its first token, and how many there are from there on, of its encoder
@@ -24,6 +25,11 @@ struct Tile {
   DEVICE static Tile of_step(const Parameters& p, int step) {
     int vlm_tiles = divide_up(p.vlm_tokens, 128), beyond = step - vlm_tiles * VLM_STEPS;
     return Tile(p, beyond < 0 ? step / VLM_STEPS : vlm_tiles + beyond / DINO_STEPS);
+  }
+  // The team that makes a step of this tile.
+  DEVICE int team_of(const Parameters& p, int step) const {
+    int vlm_tiles = divide_up(p.vlm_tokens, 128), counted = vlm ? index * p.vlm_counted : vlm_tiles * p.vlm_counted + (index - vlm_tiles) * p.dino_counted;
+    return (int)((counted + step - first + 0.5f) * p.team_steps_inverse);
   }
 };
 
@@ -51,17 +57,19 @@ struct StepCopies {
   }
 };
 
+// Where the context lies, of which each kernel makes keys and values in its own way.
+DEVICE int context_place(int token, int column);
+
 struct Context {
   const Parameters& p;
   const Place& at;
   unsigned char* shared;
   const Exchange& exchange;
 
-  // The block's parts of its tiles, published. `meanwhile` is done while the first copies are on their way, `next` once all are.
-  template <typename Meanwhile, typename Next>
-  DEVICE void project(Meanwhile meanwhile, Next next) const {
-    int all = Tile(p, tiles_of(p)).first, team = block_index() / ACROSS, across = block_index() % ACROSS;
-    int first = min(team * p.team_steps, all), last = team < TEAMS ? min(first + p.team_steps, all) : first;
+  // The block's parts of its tiles, published. `meanwhile` is done while the first copies are on their way.
+  template <typename Meanwhile>
+  DEVICE void project(Meanwhile meanwhile) const {
+    int team = block_index() / ACROSS, across = block_index() % ACROSS, first = p.first_steps[team], last = p.first_steps[team + 1];
     StepCopies copies;
     copies.last = first;
     auto load = [&](int step) {
@@ -69,7 +77,6 @@ struct Context {
         if (step == copies.last) copies.begin(p, at, across, step);
         copies.load(at, stage(step - first));
       }
-      if (step == last) next();
       copy_commit();
     };
 #pragma unroll 1
@@ -92,6 +99,8 @@ struct Context {
         multiplied_before();
       }
       multiplied(sums);
+      // For what comes in the stages' place; a fence waits for whatever is under way, so that it stands before what is published.
+      if (step == last) fence_copies();
       publish_part(team + tile.index, across, tile.tokens, sums);
       publish_statistics(team + tile.index, across, statistics);
     }
@@ -143,23 +152,28 @@ struct Context {
     }
   }
 
-  // Parts added, 16 tokens and 32 columns a warp: context [tokens, HIDDEN].
+  // For keys and values that are made of whole tiles of rows; nobody uses those behind the last token.
+  DEVICE void finish_padding() const {
+    int total = p.vlm_tokens + p.dino_tokens, pairs = (divide_up(total, 32) * 32 - total) * (HIDDEN / 2);
+    for (int pair = block_index() * THREADS + at.thread; pair < pairs; pair += GRID * THREADS)
+      publish(exchange.context + placed_input(token_row(total + pair / (HIDDEN / 2)), pair % (HIDDEN / 2) * 2, HIDDEN), 0);
+  }
+
+  // Parts added, 16 tokens and 32 columns a warp: the context, at its `context_place`.
   DEVICE void finish(int length) const {
     constexpr int TASKS = 8 * CONTEXT_UNITS / 2;
+    int ahead = PARTS_AHEAD;
 #pragma unroll 1
     for (int task = at.warp * GRID + block_index(); task < tiles_of(p) * TASKS; task += GRID * WARPS) {
       Tile tile(p, task / TASKS);
       int slab = task % TASKS / (CONTEXT_UNITS / 2);
-      if (slab * 16 < tile.tokens) finish_units(tile, slab, task % (CONTEXT_UNITS / 2) * 2, length);
+      if (slab * 16 < tile.tokens) finish_units(tile, slab, task % (CONTEXT_UNITS / 2) * 2, length, ahead);
     }
   }
 
-  // Which team makes a step.
-  DEVICE int team_of(int step) const { return (int)((step + 0.5f) * p.team_steps_inverse); }
-
-  DEVICE void finish_units(const Tile& tile, int slab, int unit, int length) const {
+  DEVICE void finish_units(const Tile& tile, int slab, int unit, int length, int& ahead) const {
     constexpr int EACH = 8 / PART_WORDS;
-    int from = team_of(tile.first), count = team_of(tile.last - 1) - from + 1;
+    int from = tile.team_of(p, tile.first), count = tile.team_of(p, tile.last - 1) - from + 1;
     int column = unit * 16 + at.quad * 4, inside = slab * 16 + at.group, token = (tile.vlm ? p.dino_tokens : 0) + tile.row + inside;
     const uint4* all_rows = settled(exchange.statistics + (from + tile.index) * 64 + slab * 8 + at.group);
     uint4* all_parts = settled(part_of(from + tile.index, slab, unit));
@@ -175,35 +189,39 @@ struct Context {
 #pragma unroll 1
     for (int first = 0; first < count; first += EACH) {
       uint4 rows[EACH], parts[2][EACH][PART_WORDS];
-      // Those too many are asked for again, and not added.
-      auto number = [&](int i) { return min(first + i, count - 1); };
+#pragma unroll
+      for (int i = 0; i < EACH; i++) {
+        uint32_t word = first + i < count ? UNWRITTEN : 0;
+        rows[i] = make_uint4(word, word, word, word);
+#pragma unroll
+        for (int part = 0; part < 2 * PART_WORDS; part++) parts[part / PART_WORDS][i][part % PART_WORDS] = rows[i];
+      }
       auto part_at = [&](int i, int word) {
-        return all_parts + number(i) * (8 * CONTEXT_UNITS * 32 * PART_WORDS) + word / PART_WORDS * 32 * PART_WORDS + word % PART_WORDS;
+        return all_parts + (first + i) * (8 * CONTEXT_UNITS * 32 * PART_WORDS) + word / PART_WORDS * 32 * PART_WORDS + word % PART_WORDS;
       };
-      await(PARTS_AHEAD, [&] {
+      await(ahead, [&] {
         uint32_t largest = 0;
 #pragma unroll
-        for (int i = 0; i < EACH; i++) rows[i] = load_fresh(all_rows + number(i) * 64);
+        for (int i = 0; i < EACH; i++) {
+          load_missing(rows[i], all_rows + (first + i) * 64);
 #pragma unroll
-        for (int i = 0; i < EACH; i++)
+          for (int word = 0; word < 2 * PART_WORDS; word++) load_missing(parts[word / PART_WORDS][i][word % PART_WORDS], part_at(i, word));
+        }
 #pragma unroll
-          for (int word = 0; word < 2 * PART_WORDS; word++) parts[word / PART_WORDS][i][word % PART_WORDS] = load_fresh(part_at(i, word));
-#pragma unroll
-        for (int i = 0; i < EACH; i++) largest = max(largest, largest_word(rows[i]));
-#pragma unroll
-        for (int i = 0; i < EACH; i++)
+        for (int i = 0; i < EACH; i++) {
+          largest = max(largest, largest_word(rows[i]));
 #pragma unroll
           for (int word = 0; word < 2 * PART_WORDS; word++) largest = max(largest, largest_word(parts[word / PART_WORDS][i][word % PART_WORDS]));
+        }
         return largest;
       });
-      // Nobody else reads them.
-#pragma unroll
-      for (int i = 0; i < EACH; i++)
-#pragma unroll
-        for (int word = 0; word < 2 * PART_WORDS; word++) publish_eight(part_at(i, word), make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN));
+      ahead = 0;
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
         if (first + i >= count) break;
+        // Nobody else reads them.
+#pragma unroll
+        for (int word = 0; word < 2 * PART_WORDS; word++) publish_eight(part_at(i, word), make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN));
         add_part(value[0], parts[0][i]);
         add_part(value[1], parts[1][i]);
         statistics[0].x += __uint_as_float(rows[i].x), statistics[0].y += __uint_as_float(rows[i].y);
@@ -212,7 +230,6 @@ struct Context {
     }
     float one = tile.vlm ? 1.0f / VLM_DIM : 1.0f / DINO_DIM;
     float2 row[2] = {mean_and_scale(statistics[0], one), mean_and_scale(statistics[1], one)};
-    Element* to = settled(exchange.context + (size_t)token * HIDDEN + column);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       int half = i / 2;
@@ -223,7 +240,8 @@ struct Context {
       uint2 words = {pack(finished(x[0], sum.x, place.x), finished(x[1], sum.y, place.y)), pack(finished(x[2], sum.z, place.z), finished(x[3], sum.w, place.w))};
       // What lies behind the true length may be anything.
       if (tile.vlm && tile.row + inside + half * 8 >= length) words = {0, 0};
-      publish_four(to + half * 8 * HIDDEN + i % 2 * 16, words);
+      Element* to = exchange.context + context_place(token + half * 8, column + i % 2 * 16);
+      publish(to, words.x), publish(to + CONTEXT_STEP, words.y);
     }
   }
 

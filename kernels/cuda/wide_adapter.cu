@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
     // Each launch before this one has left GRID counts; those of this one are fewer until this block leaves its own.
     launch /= GRID;
     exchange = Exchange(p, launch & 1);
-  }, [] {});
+  });
   stamp(p.stamps, 1);
   fence_copies();
   block_sync();

@@ -1,5 +1,7 @@
 // The keys and values that all layers read from the context, [LAYERS, 2, padded * HIDDEN], placed as fragments are read.
 
+DEVICE int context_place(int token, int column) { return token * HIDDEN + column; }
+
 constexpr int CONTEXT_STEPS = HIDDEN / 64, KEY_VALUE_COLUMNS = 2 * LAYERS * HIDDEN;
 // A block makes tiles of 128 tokens and KV_COLUMNS columns, four warps 64 tokens each. In memory the weights lie as they do in a stage, [KV_TILES,
 // steps, KV_COLUMNS, 64], chunks swizzled by `staged`, with zeros behind the last column.
@@ -33,7 +35,7 @@ struct KeysValues {
     int task = task_of(step), row = at.thread >> 3, chunk = at.thread & 7;
     if (task < tasks()) {
       int token = task / KV_TILES * 128 + row;
-      const Element* from = exchange.context + step % CONTEXT_STEPS * 64 + chunk * 8;
+      const Element* from = exchange.context + context_place(0, step % CONTEXT_STEPS * 64 + chunk * 8);
       unsigned char* to = stage(step) + swizzled_at((row & 16) + side_by_side(row & 15), chunk);
 #pragma unroll
       for (int i = 0; i < 4; i++) copy_async(to + i * 4096, from + min(token + i * 32, total() - 1) * HIDDEN, true);

@@ -58,8 +58,10 @@ struct Parameters {
   Element *exchange, *output;
   unsigned long long *counter, *stamps;
   int vlm_tokens, dino_tokens;
-  int team_steps;  // of the context's products, that a team makes, and 1 / as many
+  // Of the context's products: steps counted for a tile of either encoder, 1 / those of a team's share, and the first that each team makes.
+  int vlm_counted, dino_counted;
   float team_steps_inverse;
+  int first_steps[TEAMS + 2];
 };
 
 // Tiles of 128 tokens of both encoders.
@@ -82,12 +84,12 @@ struct Exchange {
   uint4 *parts, *statistics;
   DEVICE Exchange() {}
   DEVICE Exchange(const Parameters& p, int set) {
-    int total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
+    int padded = divide_up(p.vlm_tokens + p.dino_tokens, 32) * 32;
     int numbers = TEAMS + tiles_of(p);
     chain_parts = (float2*)p.exchange;
     parts = (uint4*)(chain_parts + LAYERS * LAYER_PARTS);
     context = (Element*)(parts + numbers * (16 * HIDDEN * PART_WORDS));
-    keys_values = context + total * HIDDEN;
+    keys_values = context + padded * HIDDEN;
     chain = keys_values + 2 * LAYERS * padded * HIDDEN + (size_t)set * (EXCHANGE + numbers * (64 * 8));
     statistics = (uint4*)(chain + EXCHANGE);
     end = (Element*)(statistics + numbers * 64);
@@ -119,3 +121,5 @@ constexpr int ARRIVALS_AT = larger(SUMS_AT + 2 * ROW_SUMS_BYTES, larger(STAGES *
 constexpr int SHARED_BYTES = ARRIVALS_AT + (SLOTS + KV_STAGES) * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE && CHAIN_PARTS == EXPECTED_PARTS, "kernels/wide_shape.py");
 
+// How much further in the context, as `context_place` has it, two more columns are.
+constexpr int CONTEXT_STEP = 2;

@@ -219,6 +219,28 @@ inline void multiply_stage(float (&sums)[TILES][4], const unsigned char* a, cons
     for (int i = 0; i < 4; i++)
       for (int k = 0; k < 64; k++) sums[tile][i] = (k || add ? sums[tile][i] : 0) + at(a, row + i / 2 * 8, k) * at(b, column + tile * 8 + i % 2, k);
 }
+template <int TILES>
+inline void multiply_fragment(float (&sums)[TILES][4], uint4 a, const unsigned char* b) {
+  using namespace emulation;
+  const uint32_t words[4] = {a.x, a.y, a.z, a.w};
+  std::memcpy(lane(own()).words, words, sizeof words);
+  meet(warp().meeting, 32);
+  // The place of `b` among the chunks of a row, which are swizzled by the row.
+  const unsigned char* shared = current->block->shared.get();
+  const unsigned char* rows = shared + (b - shared) / 128 * 128;
+  int chunk = (b - rows) / 16;
+  for (int tile = 0; tile < TILES; tile++)
+    for (int i = 0; i < 4; i++)
+      for (int k = 0; k < 16; k++) {
+        int row = own() / 4 + i / 2 * 8, column = tile * 8 + own() % 4 * 2 + i % 2;
+        uint32_t word;
+        std::memcpy(&word, rows + column * 128 + ((chunk + k / 8) ^ column % 8) * 16 + k % 8 / 2 * 4, 4);
+        sums[tile][i] += element(lane(row % 8 * 4 + k % 8 / 2).words[row / 8 + k / 8 * 2], k % 2) * element(word, k % 2);
+      }
+  meet(warp().meeting, 32);
+}
+inline void begin_multiplying() {}
+inline void end_multiplying() {}
 template <int TILES> void multiplied(float (&)[TILES][4]) {}
 inline void multiplied_before() {}
 inline void fence_copies() {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,7 +141,7 @@ def test_it_is_exact_where_everything_takes_more_than_one_turn(builds: Path) -> 
     emulation = Emulation(LONG, (150, 70), builds)
     assert LONG.out_passes == 2
     # More steps a block than the pipeline has stages, and blocks with steps of two tiles.
-    assert 7 < emulation.buffers.arguments["team_steps"] < 56
+    assert 7 < LONG.team_shares(150, 70).steps < 56
     for seed in range(2):
         vlm, dino = emulation.features(150, seed)
         emulation.assert_exact(emulation.launch(vlm, dino, 150), vlm, dino, 150)
@@ -178,6 +179,35 @@ def test_a_repeated_launch_names_what_a_call_brings_along() -> None:
         vlm, dino, lengths = call()
         launch(vlm, dino, lengths, stream)
         assert seen[-1] == (bytes(parameters.fill(vlm, dino, table, lengths, buffers)), stream)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "steps", "whole"),
+    [
+        ((384, 256), 7, True),
+        ((1536, 256), 22, False),
+        ((64, 256), 4, True),
+        ((1, 1), 4, True),
+        ((700, 300), 12, False),
+    ],
+)
+def test_teams_share_all_steps_of_the_context_equally(
+    tokens: tuple[int, int], steps: int, whole: bool
+) -> None:
+    shares, first, teams = FULL.team_shares(*tokens), 0, set()
+    assert shares.steps == steps
+    assert all(0 <= after - before <= steps for before, after in pairwise(shares.first_steps))
+    counted = 0
+    for count, of_tile, more in ((tokens[0], 56, shares.vlm_counted), (tokens[1], 16, shares.dino_counted)):
+        for _ in range(-(-count // 128)):
+            # As `team_of` of projection.cuh finds them.
+            found = [(counted + step) // steps for step in range(of_tile)]
+            for step, team in enumerate(found):
+                assert shares.first_steps[team] <= first + step < shares.first_steps[team + 1]
+            assert not whole or teams.isdisjoint(found)
+            teams |= set(found)
+            first, counted = first + of_tile, counted + more
+    assert shares.first_steps[FULL.teams] == first
 
 
 @pytest.mark.parametrize(
