@@ -1,17 +1,21 @@
 """Where the time goes inside the persistent kernel, by the clocks that its blocks note as they pass.
 
-Run as `python -m bench.persistent_stages`. The kernel is compiled to note them, which costs it a little.
+Run as `python -m bench.persistent_stages`, which writes bench/results/persistent_stages.json. The kernel is compiled to
+note them, which costs it a little.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.adapter_latency import CASES, Case
+from bench.environment import describe_command, describe_environment
 from foresight.adapters import AdapterBody, adapter_config, build_adapter
 from foresight.adapters.packing import pack_adapter, positions_table
 from foresight.kernels.persistent import STAMPS, Buffers
@@ -20,7 +24,9 @@ from foresight.kernels.persistent_shape import PersistentShape
 from foresight.kernels.wide_shape import WideShape
 from foresight.runtime.persistent import persistent_shape
 
-__all__ = ["main", "stage_names", "stage_times"]
+__all__ = ["RESULTS", "main", "stage_names", "stage_rows", "stage_times"]
+
+RESULTS = Path(__file__).parent / "results" / "persistent_stages.json"
 
 _LAUNCHES = 50
 _DTYPE = torch.bfloat16
@@ -104,22 +110,36 @@ def _measure(case: Case) -> tuple[PersistentShape, Tensor]:
     return shape, stage_times(torch.stack(stamps[5:]))
 
 
+def stage_rows(shape: PersistentShape, times: Tensor, clocks_per_us: float) -> list[dict[str, Any]]:
+    """What `stage_times` found, in order and in microseconds: since the start, and what the latest block took."""
+    rows, before = list[dict[str, Any]](), 0.0
+    for index, name in stage_names(shape).items():
+        median, latest = (times[index] / clocks_per_us).tolist()
+        # No block comes by what a layer leaves out.
+        if latest == latest:
+            rows.append({"stage": name, "median_us": median, "latest_us": latest, "took_us": latest - before})
+            before = latest
+    return rows
+
+
 def main() -> None:
-    """Print a table for every case that the kernel serves, in microseconds at the GPU's highest clock."""
+    """Print a table for every case, in microseconds at the GPU's highest clock, and write the results."""
     clocks_per_us = torch.cuda.get_device_properties(0).clock_rate / 1e3
+    cases = {}
     for case in CASES:
-        try:
-            shape, times = _measure(case)
-        except ValueError as refusal:
-            print(f"{case.name}: {refusal}")
-            continue
+        shape, times = _measure(case)
+        cases[case.name] = stage_rows(shape, times, clocks_per_us)
         print(f"{case.name}: microseconds since the start, median and latest block, and what the latest took")
-        before = 0.0
-        for index, name in stage_names(shape).items():
-            median, latest = (times[index] / clocks_per_us).tolist()
-            if latest == latest:
-                print(f"    {name:24} {median:8.2f} {latest:8.2f} {latest - before:8.2f}", flush=True)
-                before = latest
+        for row in cases[case.name]:
+            print("    {stage:24} {median_us:8.2f} {latest_us:8.2f} {took_us:8.2f}".format(**row), flush=True)
+    content = {
+        "command": describe_command(),
+        "environment": describe_environment(),
+        "dtype": str(_DTYPE),
+        "launches": _LAUNCHES,
+        "cases": cases,
+    }
+    RESULTS.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
