@@ -52,8 +52,22 @@ class WideShape(PersistentShape):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        chain = ("rows.cuh", "wide_attention.cuh", "wide_stream.cuh", "wide_chain.cuh", "wide_adapter.cu")
-        return ("wide_layout.cuh", "places.cuh", "projection.cuh", "wide_keys_values.cuh", *chain)
+        chain = (
+            "rows.cuh",
+            "wide_attention.cuh",
+            "wide_stream.cuh",
+            "clearing.cuh",
+            "wide_chain.cuh",
+            "wide_adapter.cu",
+        )
+        return (
+            "sizes.cuh",
+            "wide_layout.cuh",
+            "places.cuh",
+            "projection.cuh",
+            "wide_keys_values.cuh",
+            *chain,
+        )
 
     @property
     def warpgroup_products(self) -> list[tuple[int, bool]]:

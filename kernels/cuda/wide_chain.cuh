@@ -23,24 +23,6 @@ __host__ __device__ constexpr int output_of(int kind) {
   return kind == SELF_OUT ? AFTER_SELF : kind == CROSS_QUERY ? CONTEXT_QUERY : kind == CROSS_OUT ? AFTER_CROSS : kind == UP ? RAISED : AFTER_FF;
 }
 
-// Makes the other set ready for the next launch, some of it in every step while answers are on their way.
-struct Clearing {
-  uint4 *next, *end;
-  int each;
-  DEVICE Clearing(const Exchange& other) {
-    next = (uint4*)other.chain + block_index() * THREADS + thread_index();
-    end = (uint4*)other.end;
-    each = divide_up((int)(end - (uint4*)other.chain), GRID * THREADS * WAITS);
-  }
-  DEVICE void advance() {
-#pragma unroll 1
-    for (int i = 0; i < each && next < end; i++, next += GRID * THREADS) *next = make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN);
-  }
-  DEVICE void finish() {
-    while (next < end) advance();
-  }
-};
-
 // Stamps of a layer: two a product and one an attention.
 constexpr int LAYER_STAMPS = 2 * KINDS + 2;
 #ifdef STAMPS
