@@ -150,7 +150,15 @@ class PersistentShape:
     def sources(self) -> tuple[str, ...]:
         """The files that the kernel is made of, in order."""
         chain = ("attention.cuh", "rows.cuh", "product.cuh", "clearing.cuh", "chain.cuh", "adapter.cu")
-        return ("sizes.cuh", "layout.cuh", "places.cuh", "projection.cuh", "keys_values.cuh", *chain)
+        return (
+            "sizes.cuh",
+            "parameters.cuh",
+            "layout.cuh",
+            "places.cuh",
+            "projection.cuh",
+            "keys_values.cuh",
+            *chain,
+        )
 
     def team_shares(self, vlm_tokens: int, dino_tokens: int) -> TeamShares:
         """Who makes which steps of 64 places of the contracted axis, of those of all tiles of the context."""

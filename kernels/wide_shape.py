@@ -62,6 +62,7 @@ class WideShape(PersistentShape):
         )
         return (
             "sizes.cuh",
+            "parameters.cuh",
             "wide_layout.cuh",
             "places.cuh",
             "projection.cuh",

@@ -20,38 +20,9 @@ constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
 // The query of the context needs no product: QKV makes x Wq, SELF_OUT adds what the heads make of Wo Wq, CROSS_ATTEND applies the norm.
 enum Kind { QKV, SELF_ATTEND, SELF_OUT, CROSS_ATTEND, CROSS_OUT, UP, DOWN, KINDS };
 constexpr int WAITS = 3 + 5 * (LAYERS - 1) + 1;  // of products and sums, for their input
-constexpr uint32_t UNWRITTEN = 0xffffffffu;
-constexpr int REST = 50;  // nanoseconds between two looks at what others write
 // Cycles before the first look at the parts of the context, the context, a step's input, the parts of an attention and of SELF_OUT, and where a block
 // has no part of an attention among the queries or over the context.
 constexpr int PARTS_AHEAD = 900, CONTEXT_AHEAD = 800, INPUT_AHEAD = 200, MERGE_AHEAD = 800, SUM_AHEAD = 600, SELF_AHEAD = 2000, CROSS_AHEAD = 3000;
-constexpr float EPS = 1e-5f, EMPTY = -1e30f, SCORE_SCALE = 1.4426950408889634f / 8;
-
-typedef unsigned short Element;
-
-struct Parameters {
-  const Element *vlm, *dino;
-  const int* lengths;
-  const float* table;
-  const Element *vlm_weights, *dino_weights;
-  const float *vlm_sums, *dino_sums;
-  const Element* key_value_weights;
-  const float* key_value_bias;
-  const float* hidden_states;
-  const Element* query;
-  const Element* weights;  // of the chain's products
-  const float* columns;    // and their biases and sums
-  Element *exchange, *output;
-  unsigned long long *counter, *stamps;
-  int vlm_tokens, dino_tokens;
-  // Of the context's products: steps counted for a tile of either encoder, 1 / those of a team's share, and the first that each team makes.
-  int vlm_counted, dino_counted;
-  float team_steps_inverse;
-  int first_steps[TEAMS + 2];
-};
-
-// Tiles of 128 tokens of both encoders.
-DEVICE int tiles_of(const Parameters& p) { return divide_up(p.vlm_tokens, 128) + divide_up(p.dino_tokens, 128); }
 
 // Two blocks a head make parts of SELF_OUT, one of the residual, one of the query; a warp adds as many of either.
 constexpr int HEADS_EACH = divide_up(HEADS, WARPS), SELF_SOURCES = 2 * HEADS_EACH * WARPS;

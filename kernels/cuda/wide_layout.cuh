@@ -18,37 +18,8 @@ enum Kind { QKV, SELF_OUT, CROSS_QUERY, CROSS_OUT, UP, DOWN, KINDS };
 constexpr int FF_SLICE = FF / FF_SLICES, SLICE_SHARES = GROUPS / FF_SLICES;
 static_assert(SLICE_SHARES > 0 && FF_SLICE % 32 == 0 && FF_SLICE * FF_SLICES == FF, "slices of the feed-forward");
 constexpr int WAITS = 3 + 6 * (LAYERS - 1) + 1;  // of products for their input
-constexpr uint32_t UNWRITTEN = 0xffffffffu;
-constexpr int REST = 50;  // nanoseconds between two looks at what others write
 // Cycles before the first look at the parts of the context, a step's input, parts of DOWN, and where a block has no part of an attention.
 constexpr int PARTS_AHEAD = 900, INPUT_AHEAD = 200, SUM_AHEAD = 600, SELF_AHEAD = 2000, CROSS_AHEAD = 4000;
-constexpr float EPS = 1e-5f, EMPTY = -1e30f, SCORE_SCALE = 1.4426950408889634f / 8;
-
-typedef unsigned short Element;
-
-struct Parameters {
-  const Element *vlm, *dino;
-  const int* lengths;
-  const float* table;
-  const Element *vlm_weights, *dino_weights;
-  const float *vlm_sums, *dino_sums;
-  const Element* key_value_weights;
-  const float* key_value_bias;
-  const float* hidden_states;
-  const Element* query;
-  const Element* weights;  // of the chain's products, the streams of all shares
-  const float* columns;    // and their biases and sums
-  Element *exchange, *output;
-  unsigned long long *counter, *stamps;
-  int vlm_tokens, dino_tokens;
-  // Of the context's products: steps counted for a tile of either encoder, 1 / those of a team's share, and the first that each team makes.
-  int vlm_counted, dino_counted;
-  float team_steps_inverse;
-  int first_steps[TEAMS + 2];
-};
-
-// Tiles of 128 tokens of both encoders.
-DEVICE int tiles_of(const Parameters& p) { return divide_up(p.vlm_tokens, 128) + divide_up(p.dino_tokens, 128); }
 
 // Elements of a layer's exchange buffers; those of the first begin with ATTENDED.
 constexpr int KEY_BLOCKS = divide_up(ROWS, 32);
