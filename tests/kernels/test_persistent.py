@@ -100,6 +100,15 @@ class Emulation:
         bound = 2 * (rounded - expected).abs().max() + 1e-3
         assert (output.float() - expected).abs().max() <= bound
 
+    def assert_nan_reaches_every_output_and_no_later_launch(self, length: int) -> None:
+        vlm, dino = self.features(length)
+        expected = self.launch(vlm, dino, length)
+        spoilt = vlm.clone()
+        spoilt[0, length - 1, 5] = torch.nan
+        assert self.launch(spoilt, dino, length).isnan().all()
+        for _ in range(2):
+            assert torch.equal(self.launch(vlm, dino, length), expected)
+
 
 def _random_adapter(shape: PersistentShape) -> Adapter:
     config = AdapterConfig(
@@ -150,13 +159,7 @@ def test_it_is_exact_where_everything_takes_more_than_one_turn(builds: Path) -> 
 @emulated
 def test_nan_in_a_true_token_reaches_every_output_and_no_later_launch(builds: Path) -> None:
     emulation = Emulation(SMALL, (40, 24), builds)
-    vlm, dino = emulation.features(40)
-    expected = emulation.launch(vlm, dino, 40)
-    spoilt = vlm.clone()
-    spoilt[0, 39, 5] = torch.nan
-    assert emulation.launch(spoilt, dino, 40).isnan().all()
-    for _ in range(2):
-        assert torch.equal(emulation.launch(vlm, dino, 40), expected)
+    emulation.assert_nan_reaches_every_output_and_no_later_launch(40)
 
 
 def test_a_repeated_launch_names_what_a_call_brings_along() -> None:
@@ -233,30 +236,38 @@ def test_shapes_that_it_refuses(changes: dict[str, Any], reason: str | None) -> 
     assert replace(FULL, **changes).refusal(SHARED_MEMORY) == reason
 
 
-def test_a_device_with_too_little_shared_memory_is_refused() -> None:
-    needed = FULL.shared_bytes
-    assert FULL.refusal(needed) is None
+def assert_too_little_shared_memory_is_refused(shape: PersistentShape) -> None:
+    needed = shape.shared_bytes
+    assert shape.refusal(needed) is None
     reason = f"{needed} bytes of shared memory: the device has {needed - 1} a block"
-    assert FULL.refusal(needed - 1) == reason
+    assert shape.refusal(needed - 1) == reason
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_full_size_fits_an_h200(dtype: torch.dtype) -> None:
+def test_a_device_with_too_little_shared_memory_is_refused() -> None:
+    assert_too_little_shared_memory_is_refused(FULL)
+
+
+def assert_it_fits_an_h200(shape: PersistentShape, *, stack: int, waits: int) -> None:
+    """Compiled for one, with bytes of `stack` at most and so many waits for warpgroups' products."""
     pytest.importorskip("triton", reason="needs Triton, which brings cuobjdump")
     from .compiled import resource_usage, warpgroup_waits
 
-    shape = replace(FULL, dtype=dtype)
     try:
         code = compile_cuda(persistent_source(shape), shape.defines(), (9, 0))
     except OSError as error:
         pytest.skip(str(error))
     usage = resource_usage(code)
-    # A word that is put aside once costs nothing; a loop that spills takes more.
-    assert usage.stack <= 8
+    assert usage.stack <= stack
     # All threads of a block, and what is kept back for the system.
     assert usage.registers * 256 <= 65_536
     assert shape.shared_bytes + usage.shared <= SHARED_MEMORY
     # The instruction cache: some instructions more cost microseconds.
     assert usage.code <= 128 * 1024
-    # Of the projections one a step and one a tile, of keys and values one a tile.
-    assert warpgroup_waits(code) == 3
+    assert warpgroup_waits(code) == waits
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_full_size_fits_an_h200(dtype: torch.dtype) -> None:
+    # A word that is put aside once costs nothing; a loop that spills takes more. Of the projections' waits one a step
+    # and one a tile, of keys and values one a tile.
+    assert_it_fits_an_h200(replace(FULL, dtype=dtype), stack=8, waits=3)

@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from foresight.kernels.nvrtc import compile_cuda
-from foresight.kernels.persistent import persistent_source
 from foresight.kernels.persistent_kernel import SHARED_MEMORY
 from foresight.kernels.wide_shape import WideShape
 from foresight.kernels.wide_streams import dealt_streams
 
-from .test_persistent import DTYPES, Emulation, emulated
+from .test_persistent import (
+    DTYPES,
+    Emulation,
+    assert_it_fits_an_h200,
+    assert_too_little_shared_memory_is_refused,
+    emulated,
+)
 
 FULL = WideShape(
     hidden_dim=1152, num_heads=18, ff_dim=4608, output_dim=4096, vlm_dim=3584, dino_dim=1024, num_queries=77,
@@ -85,13 +89,7 @@ def test_those_sizes_are_what_they_are_meant_to_be() -> None:
 @emulated
 def test_nan_in_a_true_token_reaches_every_output_and_no_later_launch(folder: Path) -> None:
     emulation = Emulation(SMALL, (40, 24), folder)
-    vlm, dino = emulation.features(40)
-    expected = emulation.launch(vlm, dino, 40)
-    spoilt = vlm.clone()
-    spoilt[0, 39, 5] = torch.nan
-    assert emulation.launch(spoilt, dino, 40).isnan().all()
-    for _ in range(2):
-        assert torch.equal(emulation.launch(vlm, dino, 40), expected)
+    emulation.assert_nan_reaches_every_output_and_no_later_launch(40)
 
 
 def test_every_unit_of_a_weight_is_in_one_stream() -> None:
@@ -129,28 +127,10 @@ def test_shapes_that_it_refuses(changes: dict[str, Any], reason: str | None) -> 
 
 
 def test_a_device_with_too_little_shared_memory_is_refused() -> None:
-    needed = FULL.shared_bytes
-    assert FULL.refusal(needed) is None
-    reason = f"{needed} bytes of shared memory: the device has {needed - 1} a block"
-    assert FULL.refusal(needed - 1) == reason
+    assert_too_little_shared_memory_is_refused(FULL)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_full_size_fits_an_h200(dtype: torch.dtype) -> None:
-    pytest.importorskip("triton", reason="needs Triton, which brings cuobjdump")
-    from .compiled import resource_usage, warpgroup_waits
-
-    shape = replace(FULL, dtype=dtype)
-    try:
-        code = compile_cuda(persistent_source(shape), shape.defines(), (9, 0))
-    except OSError as error:
-        pytest.skip(str(error))
-    usage = resource_usage(code)
-    assert usage.stack == 0
-    # All threads of a block, and what is kept back for the system.
-    assert usage.registers * 256 <= 65_536
-    assert shape.shared_bytes + usage.shared <= SHARED_MEMORY
-    # The instruction cache: some instructions more cost microseconds.
-    assert usage.code <= 128 * 1024
-    # Of the projections one a step and one a tile, of keys and values one a step and, of two products, one a tile.
-    assert warpgroup_waits(code) == 5
+    # Of the projections' waits one a step and one a tile, of keys and values one a step and two a tile.
+    assert_it_fits_an_h200(replace(FULL, dtype=dtype), stack=0, waits=5)
