@@ -18,8 +18,10 @@ _STAGES = 5
 # About as many parts has a tile of the context at most: twice as many as `finish_units` in projection.cuh reads at
 # once, of fp16 adapters four times.
 _PARTS = 14
-# Of a block's shared memory, what the context may use: without sums, arrivals, and a kilobyte that stays free.
-_ROOM = 232_448 - 2 * 1024 - 4 * 8
+# Of a block's shared memory, what sums, statistics and arrivals take, and what the context may use; a kilobyte stays
+# free.
+_APART = 1024 + 16 * 8 + 4 * 8
+_ROOM = 232_448 - 1024 - _APART
 
 
 class TeamShares(NamedTuple):
@@ -122,13 +124,12 @@ class PersistentShape:
         """Shared memory of a block."""
         h, narrow = self.hidden_dim, self._units(self.hidden_dim)
         wide = max(self._units(3 * h) + narrow, *map(self._units, self._wide_widths))
-        line = divide_up(8 * wide - 24, 32) * 32 + 24
         region = 16 * max(narrow * max(h, self.ff_dim), wide * h, 8 * h)
-        chain = 2 * region + 8 * 16 * max(line, 72) * 4 + 16 * (64 | 16) * 2 + 16 * narrow * 32
+        chain = 2 * region + max(wide, 8) * 8 * 32 * 8 + 16 * (64 | 16) * 2 + narrow * 32 * 16
         stages = _STAGES * (_TILE + self.columns) * 128
         keys_values = self.key_value_columns * h * 2
         keys_values += min(stages, max(_ROOM - keys_values, 0) // 1024 * 1024)
-        return max(stages, keys_values, chain) + 1024 + 4 * 8
+        return max(stages, keys_values, chain) + _APART
 
     @cached_property
     def key_value_columns(self) -> int:
@@ -149,7 +150,7 @@ class PersistentShape:
     @property
     def sources(self) -> tuple[str, ...]:
         """The files that the kernel is made of, in order."""
-        chain = ("attention.cuh", "rows.cuh", "product.cuh", "clearing.cuh", "chain.cuh", "adapter.cu")
+        chain = ("rows.cuh", "product.cuh", "attention.cuh", "clearing.cuh", "chain.cuh", "adapter.cu")
         return (
             "sizes.cuh",
             "parameters.cuh",
@@ -187,7 +188,7 @@ class PersistentShape:
     @cached_property
     def part_elements(self) -> int:
         """Elements of the parts that SELF_OUT adds in the layers but the first: of the residual, and of the query."""
-        return (self.num_layers - 1) * self.rows * 16 * divide_up(self.num_heads, 8) * self.hidden_dim
+        return (self.num_layers - 1) * self.rows * 2 * self.num_heads * self.hidden_dim
 
     def buffer_elements(self, vlm_tokens: int, dino_tokens: int) -> int:
         """Elements of all that blocks exchange: parts of sums once, the rest twice; see `Exchange` in layout.cuh."""

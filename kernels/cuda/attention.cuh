@@ -3,50 +3,59 @@
 // What a block keeps, [16, KEPT_LINE], for `scatter`.
 DEVICE Element* kept_of(unsigned char* shared, int row, int column) { return (Element*)(shared + KEPT_AT) + row * KEPT_LINE + column; }
 
-// Merge what `warps` warps found of their blocks of keys, rows `group` and `group` + 8 of each: largest score, sum and mixture. Keeps and writes
-// as `attend`.
-DEVICE void merge_warps(const Place& at, unsigned char* shared, int warps, const float (&largest)[2], float (&total)[2], const float (&mixed)[8][4],
-                        int first_column, Element* parts, float* logs) {
-  // Where the product before this may still be read.
+// Eight numbers side by side: the largest, and the sum.
+DEVICE float largest_of(const float* numbers) {
+  float4 a = *(const float4*)numbers, b = *(const float4*)(numbers + 4);
+  return fmaxf(fmaxf(fmaxf(a.x, a.y), fmaxf(a.z, a.w)), fmaxf(fmaxf(b.x, b.y), fmaxf(b.z, b.w)));
+}
+
+DEVICE float sum_of(const float* numbers) {
+  float4 a = *(const float4*)numbers, b = *(const float4*)(numbers + 4);
+  return ((a.x + a.y) + (a.z + a.w)) + ((b.x + b.y) + (b.z + b.w));
+}
+
+// Merge what the warps found of their blocks of keys, rows `group` and `group` + 8 of each: largest score, sum and mixture. A warp finishes eight
+// columns. Keeps and writes as `attend`.
+DEVICE void merge_warps(const Place& at, unsigned char* shared, float (&largest)[2], float (&total)[2], float (&mixed)[8][4], int first_column,
+                        Element* parts, float* logs) {
+  // Of each row what the warps found, side by side.
+  float *largest_scores = (float*)(shared + SUMS_AT), *sums = largest_scores + 16 * WARPS;
+  uint2* slices = (uint2*)(shared + SLICES_AT);
+#pragma unroll
+  for (int half = 0; half < 2; half++)
+    if (at.quad == 0) largest_scores[(at.group + half * 8) * WARPS + at.warp] = largest[half];
+  // The product before this is not read any more, either.
   block_sync();
-  float2* heads = (float2*)(shared + SUMS_AT);
-  float* mixtures = (float*)(shared + SLICES_AT);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    int row = at.warp * 16 + at.group + half * 8;
-    total[half] = quad_sum(total[half]);
-    if (at.quad == 0) heads[row] = make_float2(largest[half], total[half]);
+    float peak = largest_of(largest_scores + (at.group + half * 8) * WARPS), shrink = power_of_two(largest[half] - peak);
+    largest[half] = peak, total[half] = quad_sum(total[half] * shrink);
+    if (at.quad == 0) sums[(at.group + half * 8) * WARPS + at.warp] = total[half];
 #pragma unroll
-    for (int tile = 0; tile < 8; tile++)
-      *(float2*)(mixtures + row * MIXTURE_LINE + tile * 8 + at.quad * 2) = make_float2(mixed[tile][half * 2], mixed[tile][half * 2 + 1]);
+    for (int tile = 0; tile < 8; tile++) mixed[tile][half * 2] *= shrink, mixed[tile][half * 2 + 1] *= shrink;
   }
+  keep_slices(at, mixed, slices);
   block_sync();
-  // A thread has four columns.
-  int row = at.paired_row(), column = (at.thread & 15) * 4;
-  float peak = EMPTY, sum = 0, merged[4] = {};
+  float value[4], scale[2];
+  add_slices(at, slices, at.warp, value);
 #pragma unroll
-  for (int warp = 0; warp < WARPS; warp++) if (warp < warps) peak = fmaxf(peak, heads[warp * 16 + row].x);
-#pragma unroll 4
-  for (int warp = 0; warp < warps; warp++) {
-    float2 part = heads[warp * 16 + row];
-    float4 x = *(const float4*)(mixtures + (warp * 16 + row) * MIXTURE_LINE + column);
-    float share = power_of_two(part.x - peak);
-    sum += share * part.y;
-    merged[0] += share * x.x, merged[1] += share * x.y, merged[2] += share * x.z, merged[3] += share * x.w;
+  for (int half = 0; half < 2; half++) {
+    total[half] = sum_of(sums + (at.group + half * 8) * WARPS);
+    scale[half] = total[half] == 0 ? 0 : reciprocal(total[half]);
   }
-  float scale = sum == 0 ? 0 : reciprocal(sum);
-  uint2 pairs = {pack(merged[0] * scale, merged[1] * scale), pack(merged[2] * scale, merged[3] * scale)};
+  int column = at.warp * 8 + at.quad * 2;
+  uint2 pairs = {pack(value[0] * scale[0], value[1] * scale[0]), pack(value[2] * scale[1], value[3] * scale[1])};
   if (!parts) {
-    *(uint2*)kept_of(shared, row, column) = pairs;
+    *(uint32_t*)kept_of(shared, at.group, column) = pairs.x;
+    *(uint32_t*)kept_of(shared, at.group + 8, column) = pairs.y;
     return;
   }
-  // Of both rows a thread writes the first two columns, or the last.
-  bool second = row >= 8;
-  uint32_t other = __float_as_uint(warp_exchange(__uint_as_float(second ? pairs.x : pairs.y), 16));
-  publish_four(parts + placed_input(at.rows + row % 8, first_column + column, HIDDEN) + second * 4, second ? uint2{other, pairs.y} : uint2{pairs.x, other});
-  if ((at.thread & 15) == 0) {
-    float log = sum == 0 ? EMPTY : peak + logarithm_of_two(sum);
-    publish(logs + (at.rows + row) * HEADS * 4, log != log ? 0x7fffffffu : __float_as_uint(log));
+  publish_four(parts + placed_input(at.rows + at.group, first_column + column, HIDDEN), pairs);
+  if (at.warp > 0 || at.quad > 0) return;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float log = total[half] == 0 ? EMPTY : largest[half] + logarithm_of_two(total[half]);
+    publish(logs + (at.rows + at.group + half * 8) * HEADS * 4, log != log ? 0x7fffffffu : __float_as_uint(log));
   }
 }
 
@@ -127,7 +136,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
     return largest;
   };
   last = min(last, divide_up(count, 32));
-  int warps = min(WARPS, max(last - first, 1)), block = first + at.warp;
+  int block = first + at.warp;
   pause(ahead);
   // Keys and values are on their way while the query is waited for. A warp without keys takes part for the query.
   uint32_t largest_query = load_query();
@@ -188,7 +197,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
     block += WARPS;
     if (block < last) load_keys(block), load_values(block);
   }
-  merge_warps(at, shared, warps, largest, total, mixed, column, parts, logs);
+  merge_warps(at, shared, largest, total, mixed, column, parts, logs);
 }
 
 DEVICE uint32_t largest_log(uint4 v) { return max(SPLITS > 0 ? v.x : 0, max(SPLITS > 1 ? v.y : 0, SPLITS > 2 ? v.z : 0)); }

@@ -45,19 +45,17 @@ struct Chain {
   unsigned char* shared;
   const Exchange& exchange;
   Clearing clearing;
-  float2 residual;  // of this thread's columns of sums
-  int turn;         // of weights; its parity says which region of them is meant
+  float residual[4];  // of the unit of HIDDEN columns that the warp finishes, as `multiply_add` leaves it
+  int turn;           // of weights; its parity says which region of them is meant
 
   DEVICE unsigned char* region(int turn) const { return shared + (turn & 1) * REGION; }
   DEVICE uint64_t* arrival(int turn) const { return (uint64_t*)(shared + ARRIVALS_AT) + (turn & 1); }
   DEVICE void wait_for_weights() const { wait_for_bytes(arrival(turn), turn >> 1 & 1); }
   DEVICE Element* buffers(int layer) const { return exchange.chain + (layer * LAYER_EXCHANGE - LOGS); }
-  DEVICE float* slices() const { return (float*)(shared + SLICES_AT); }
-  DEVICE float2* query_of(int row, int inside) const { return (float2*)(shared + QUERY_AT) + row * NARROW * 4 + inside / 2; }
-
-  // Of 16 rows the one that a thread finishes; queries, keys and values lie row by row.
-  template <int KIND>
-  DEVICE int row_of() const { return KIND == QKV ? at.thread >> 4 : at.paired_row(); }
+  DEVICE uint2* slices() const { return (uint2*)(shared + SLICES_AT); }
+  DEVICE float2* row_sums() const { return (float2*)(shared + SUMS_AT); }
+  DEVICE float2* statistics() const { return (float2*)(shared + STATISTICS_AT); }
+  DEVICE float4* query_of(int unit) const { return (float4*)(shared + QUERY_AT) + unit * 32 + (at.thread & 31); }
 
   // Ask for the block's weights of a step in one piece, in the place of those two turns before. Of a product that is most units that a block
   // has, see fragments() and dealt() in arrangement.py; of SELF_OUT the block's slice, see sliced_fragments(), or nothing.
@@ -88,113 +86,115 @@ struct Chain {
 
   DEVICE void load_residual() {
     Units<HIDDEN> units(at);
-    int row = at.rows + row_of<CROSS_OUT>(), column = units.first * 8 + (at.thread & 15) * 2;
-    residual = make_float2(0, 0);
-    if (row < QUERIES && column < units.last * 8) residual = *(const float2*)(p.hidden_states + row * HIDDEN + column);
+    int column = (units.first + at.warp) * 8 + at.quad * 2;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      int row = at.rows + at.group + half * 8;
+      float2 pair = {0, 0};
+      if (row < QUERIES && units.first + at.warp < units.last) pair = *(const float2*)(p.hidden_states + row * HIDDEN + column);
+      residual[half * 2] = pair.x, residual[half * 2 + 1] = pair.y;
+    }
   }
 
   // A product, with the norm before it and GELU or the residual after it. It writes the next step's input: for QKV queries and keys
   // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; behind the last layer all parts of the output, one after the other. What QKV
-  // makes of the cross-attention's query is kept.
+  // makes of the cross-attention's query is kept. Each unit of columns is finished by one warp.
   template <int KIND>
   DEVICE void product(int layer) {
     constexpr int DIM = dim_of(KIND), WIDTH = width_of(KIND), BLOCKS = divide_up(DIM / 32, WARPS), OWN = block_units(WIDTH), UNITS = KIND == QKV ? QKV_UNITS : OWN;
-    constexpr int PASSES = divide_up(OWN, 4);
+    constexpr int EACH = divide_up(UNITS, WARPS);
+    static_assert(EACH <= 2, "units that a warp finishes");
     constexpr bool NORM = has_norm(KIND);
     Units<WIDTH> units(at);
-    float2* row_sums = (float2*)(shared + SUMS_AT);
     uint4 a[BLOCKS][2];
-    float2 bias[PASSES], column_sums[PASSES];
+    float2 bias[EACH], column_sums[EACH];
     load_columns(columns_of<KIND>(p, layer), units, bias, column_sums);
     // Weights are mostly there before the input.
     wait_for_weights();
+    // What the step before this has left among the slices was read by all.
+    block_sync();
     take<DIM>(at, buffers(layer) + input_of(KIND), a, [&] { clearing.advance(); });
     stamp(p.stamps, 6 + 2 * (layer * KINDS + KIND % KINDS));
-    if (NORM) sum_rows(at, a, row_sums);
+    if (NORM) sum_rows(at, a, row_sums());
 #pragma unroll 1
     for (int part = 0; part < (KIND == KINDS ? OUT_PASSES : 1); part++) {
       if (part > 0) load_columns(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
       if (part > 0) wait_for_weights();
       float result[UNITS][4] = {};
       multiply_rows<DIM>(at, a, region(turn), result);
-      // What the step before this has left there was read by all.
-      block_sync();
-      float2 statistics = NORM ? row_statistics(row_sums, row_of<KIND>()) : make_float2(0, 1);
-      keep_rows(at, result, slices());
-      block_sync();
-      float2 value[divide_up(UNITS, 4)];
-      add_slices<KIND>(value);
-#pragma unroll
-      for (int pass = OWN / 4; KIND == QKV && pass < divide_up(UNITS, 4); pass++) {
-        int inside = pass * 32 + (at.thread & 15) * 2 - OWN * 8;
-        if (inside >= 0 && inside < NARROW * 8) *query_of(row_of<KIND>(), inside) = value[pass];
+      if (NORM) {
+        block_sync();
+        int row = at.thread - FETCHER;
+        if (part == 0 && row >= 0 && row < 16) statistics()[row] = row_statistics(row_sums(), row);
       }
+      keep_slices(at, result, slices());
+      block_sync();
+      float2 low = {0, 1}, high = {0, 1};
+      if (NORM) low = statistics()[at.group], high = statistics()[at.group + 8];
+      // Not unrolled: what does not fit the instruction cache is slow.
+#pragma unroll 1
+      for (int unit = at.warp; unit < UNITS; unit += WARPS) {
+        float value[4];
+        add_slices(at, slices(), unit, value);
+        if (unit >= OWN) {
+          *query_of(unit - OWN) = make_float4(value[0], value[1], value[2], value[3]);
+          continue;
+        }
+        if (NORM) subtract_mean(value, low, high, column_sums[0]);
+        value[0] += bias[0].x, value[1] += bias[0].y, value[2] += bias[0].x, value[3] += bias[0].y;
+        // The next unit's.
+        bias[0] = bias[EACH - 1], column_sums[0] = column_sums[EACH - 1];
 #pragma unroll
-      for (int pass = 0; pass < PASSES; pass++) {
-        value[pass].x = statistics.y * (value[pass].x - statistics.x * column_sums[pass].x) + bias[pass].x;
-        value[pass].y = statistics.y * (value[pass].y - statistics.x * column_sums[pass].y) + bias[pass].y;
-        if (KIND == UP) value[pass] = make_float2(gelu(value[pass].x), gelu(value[pass].y));
+        for (int j = 0; j < 4; j++) {
+          if (KIND == UP) value[j] = gelu(value[j]);
+          if (KIND == CROSS_OUT || KIND == DOWN) value[j] = residual[j] += value[j];
+        }
+        if (units.first + unit < units.last) write_unit<KIND>(layer, part, (units.first + unit) * 8, value);
       }
-      // What ends in HIDDEN columns has a residual, of one pass.
-      if (KIND == CROSS_OUT || KIND == DOWN) value[0] = residual = make_float2(residual.x + value[0].x, residual.y + value[0].y);
-#pragma unroll
-      for (int pass = 0; pass < PASSES; pass++) write_columns<KIND>(layer, part, units, pass * 32 + (at.thread & 15) * 2, value[pass]);
       fetch_next<KIND>(layer, part);
       turn++;
       stamp(p.stamps, 7 + 2 * (layer * KINDS + KIND % KINDS + part));
     }
   }
 
-  // What is added to this thread's columns, two in every 32, and what the norm takes from them or, in a sum, is added to the query.
-  template <int WIDTH, int PASSES>
-  DEVICE void load_columns(const float* columns, const Units<WIDTH>& units, float2 (&bias)[PASSES], float2 (&sums)[PASSES]) {
+  // What is added to two columns of each unit that the warp finishes, and what the norm takes from them or, in a sum, is added to the query.
+  template <int WIDTH, int EACH>
+  DEVICE void load_columns(const float* columns, const Units<WIDTH>& units, float2 (&bias)[EACH], float2 (&sums)[EACH]) {
 #pragma unroll
-    for (int pass = 0; pass < PASSES; pass++) {
-      int column = units.first * 8 + pass * 32 + (at.thread & 15) * 2;
-      bias[pass] = sums[pass] = make_float2(0, 0);
-      if (column < units.last * 8) bias[pass] = *(const float2*)(columns + column), sums[pass] = *(const float2*)(columns + WIDTH + column);
+    for (int i = 0; i < EACH; i++) {
+      int unit = units.first + at.warp + i * WARPS, column = unit * 8 + at.quad * 2;
+      bias[i] = sums[i] = make_float2(0, 0);
+      if (unit < units.last) bias[i] = *(const float2*)(columns + column), sums[i] = *(const float2*)(columns + WIDTH + column);
     }
   }
 
-  // Add the warps' parts of two in every 32 columns of a row, sixteen threads a row. Columns beyond the block's are computed from anything and
-  // dropped, so that all are under way at once.
-  template <int KIND, int PASSES>
-  DEVICE void add_slices(float2 (&value)[PASSES], int first = 0) {
-    const float* from = slices() + first + row_of<KIND>() * LINE + (at.thread & 15) * 2;
-#pragma unroll
-    for (int pass = 0; pass < PASSES; pass++) {
-      float2 sums[WARPS];
-#pragma unroll
-      for (int slice = 0; slice < WARPS; slice++) sums[slice] = *(const float2*)(from + slice * 16 * LINE + pass * 32);
-      // In pairs, so that few additions wait for each other.
-#pragma unroll
-      for (int step = 1; step < WARPS; step *= 2)
-#pragma unroll
-        for (int slice = 0; slice < WARPS; slice += 2 * step) sums[slice].x += sums[slice + step].x, sums[slice].y += sums[slice + step].y;
-      value[pass] = sums[0];
-    }
+  // The norm, of means and 1 / deviations of the rows `group` and `group` + 8.
+  DEVICE static void subtract_mean(float (&value)[4], float2 low, float2 high, float2 sums) {
+    value[0] = low.y * (value[0] - low.x * sums.x), value[1] = low.y * (value[1] - low.x * sums.y);
+    value[2] = high.y * (value[2] - high.x * sums.x), value[3] = high.y * (value[3] - high.x * sums.y);
   }
 
-  // Write two columns of a row, the first of them `inside` the block's.
+  // Write eight columns from `column` on.
   template <int KIND>
-  DEVICE void write_columns(int layer, int part, const Units<width_of(KIND)>& units, int inside, float2 value) {
+  DEVICE void write_unit(int layer, int part, int column, const float (&value)[4]) {
     constexpr int WIDTH = width_of(KIND);
-    int row = at.rows + row_of<KIND>(), column = units.first * 8 + inside;
-    uint32_t pair = pack(value.x, value.y);
-    Element* output = buffers(layer) + (KIND == CROSS_OUT ? AFTER_CROSS : KIND == UP ? RAISED : AFTER_FF);
-    Element* to = output + placed_input(row, column, WIDTH);
-    if (KIND == KINDS) to = p.output + part * WIDTH + row * OUT + column;
-    if (KIND == QKV) {
-      output = buffers(layer), to = output + QUERY_KEYS + placed(row, column, 2 * HIDDEN);
-      // Two rows of a column lie side by side among the values; the next row's thread is 16 lanes away.
-      bool odd = row & 1;
-      float other = warp_exchange(odd ? value.x : value.y, 16);
-      if (column >= 2 * HIDDEN) {
-        to = output + VALUES + placed_value(row - odd, column - 2 * HIDDEN + odd);
-        pair = odd ? pack(other, value.y) : pack(value.x, other);
-      }
+    int row = at.rows + at.group, own = column + at.quad * 2;
+    uint2 pairs = {pack(value[0], value[1]), pack(value[2], value[3])};
+    Element* output = buffers(layer);
+    if (KIND == KINDS) {
+      Element* to = p.output + part * WIDTH + row * OUT + own;
+      if (row < QUERIES) publish(to, pairs.x);
+      if (row + 8 < QUERIES) publish(to + 8 * OUT, pairs.y);
+    } else if (KIND != QKV) {
+      publish_four(output + (KIND == CROSS_OUT ? AFTER_CROSS : KIND == UP ? RAISED : AFTER_FF) + placed_input(row, own, WIDTH), pairs);
+    } else if (column < 2 * HIDDEN) {
+      Element* to = output + QUERY_KEYS + placed(row, own, 2 * HIDDEN);
+      publish(to, pairs.x), publish(to + 8 * 32, pairs.y);
+    } else {
+      // Two rows of a column lie side by side among the values.
+      Element* to = output + VALUES + placed_value(at.rows + at.quad * 2, column - 2 * HIDDEN + at.group);
+      publish(to, transposed(pairs.x)), publish(to + 8, transposed(pairs.y));
     }
-    if (column < units.last * 8 && (KIND != KINDS || row < QUERIES)) publish(to, pair);
   }
 
   // A layer's attention among the queries, or over the context.
@@ -233,8 +233,7 @@ struct Chain {
         multiply_16(result[i][1], a, high.x, high.y);
       }
     }
-    int source = at.share >= HEADS ? at.share - HEADS + SELF_SOURCES / 2 : at.share;
-    Element* to = parts_of(layer) + ((at.rows / 16 * TILES + at.warp) * 2 * SELF_SOURCES + source) * 128 + lane * 4;
+    Element* to = parts_of(layer) + ((at.rows / 16 * TILES + at.warp) * 2 * SELF_SOURCES + at.share) * 128 + lane * 4;
 #pragma unroll
     for (int i = 0; i < EACH; i++, to += 2 * WARPS * SELF_SOURCES * 128) {
       if ((i + 1) * WARPS > TILES && at.warp + i * WARPS >= TILES) continue;
@@ -247,67 +246,61 @@ struct Chain {
   DEVICE Element* parts_of(int layer) const { return exchange.chain_parts + (layer - 1) * LAYER_PARTS; }
 
   // SELF_OUT: all heads' parts, bias and residual. Nobody reads the sum itself, but sums of its rows for the norm, and the query that it and QKV
-  // make. A warp takes every eighth head, and multiplies its parts by a diagonal of ones, which takes fewer instructions than adding them.
+  // make. Four warps have a unit of columns of the sum each, four one of the query, and multiply the parts by a diagonal of ones, which takes fewer
+  // instructions than adding them.
   DEVICE void reduce(int layer) {
     Units<HIDDEN> units(at);
-    int inside = (at.thread & 15) * 2, column = units.first * 8 + inside, to_row = at.rows + row_of<SELF_OUT>(), place = placed(to_row, column, HIDDEN);
+    int unit = at.warp & 3, column = (units.first + unit) * 8 + at.quad * 2, place = placed(at.rows + at.group, column, HIDDEN);
+    bool query = at.warp >= 4, own = units.first + unit < units.last;
     // Where the result goes is computed before the wait.
     renew(place);
-    Element* from = parts_of(layer) + ((at.rows / 16 * (HIDDEN / 8) + units.first) * SELF_SOURCES + at.warp) * 128 + (at.thread & 31) * 4;
-    auto part_at = [&](int i, int unit) { return from + (unit * SELF_SOURCES + i * WARPS) * 128; };
-    auto exists = [&](int i, int unit) { return at.warp + i % HEADS_EACH * WARPS < HEADS && unit < units.last - units.first; };
-    // Those of the query behind those of the residual.
-    uint2 part[2 * HEADS_EACH][NARROW] = {};
-    float2 bias[1], query_bias[1], value[1];
-    load_columns(columns_of<SELF_OUT>(p, layer), units, bias, query_bias);
+    Element* from = parts_of(layer) + ((at.rows / 16 * (HIDDEN / 8) + units.first + unit) * SELF_SOURCES + query * HEADS) * 128 + (at.thread & 31) * 4;
+    uint2 part[HEADS] = {};
+    float2 bias = {0, 0};
+    if (own) bias = *(const float2*)(columns_of<SELF_OUT>(p, layer) + query * HIDDEN + column);
     bool first_time = true;
     await(SUM_AHEAD, [&] {
       uint32_t largest = 0;
 #pragma unroll
-      for (int i = 0; i < 2 * HEADS_EACH; i++)
-#pragma unroll
-        for (int unit = 0; unit < NARROW; unit++)
-          if (exists(i, unit)) part[i][unit] = load_pair(part_at(i, unit));
+      for (int i = 0; i < HEADS; i++)
+        if (own) part[i] = load_pair(from + i * 128);
       if (first_time) clearing.advance();
       first_time = false;
 #pragma unroll
-      for (int i = 0; i < 2 * HEADS_EACH; i++)
-#pragma unroll
-        for (int unit = 0; unit < NARROW; unit++) largest = max(largest, max(part[i][unit].x, part[i][unit].y));
+      for (int i = 0; i < HEADS; i++) largest = max(largest, max(part[i].x, part[i].y));
       return largest;
     });
     stamp(p.stamps, 6 + 2 * (layer * KINDS + SELF_OUT));
     // Nobody else reads them.
 #pragma unroll
-    for (int i = 0; i < 2 * HEADS_EACH; i++)
+    for (int i = 0; i < HEADS; i++)
+      if (own) publish_four(from + i * 128, uint2{UNWRITTEN, UNWRITTEN});
+    float sums[2][4] = {};
+    uint32_t ones = diagonal(at, 1);
 #pragma unroll
-      for (int unit = 0; unit < NARROW; unit++)
-        if (exists(i, unit)) publish_four(part_at(i, unit), uint2{UNWRITTEN, UNWRITTEN});
-    float sums[2][NARROW][4] = {};
-    bool odd = at.group & 1;
-    uint32_t diagonal = at.quad != at.group >> 1 ? 0 : odd ? pack(0, 1) : pack(1, 0);
+    for (int i = 0; i < HEADS; i++) multiply_add(sums[i & 1], ones, 0, 0, ones, part[i].x, part[i].y);
+    float value[4];
 #pragma unroll
-    for (int i = 0; i < 2 * HEADS_EACH; i++)
-#pragma unroll
-      for (int unit = 0; unit < NARROW; unit++)
-        multiply_add(sums[i >= HEADS_EACH][unit], diagonal, 0, 0, diagonal, part[i][unit].x, part[i][unit].y);
-    keep_rows(at, sums[0], slices());
-    keep_rows(at, sums[1], slices() + NARROW * 8);
-    block_sync();
-    add_slices<SELF_OUT>(value);
-    residual = make_float2(residual.x + value[0].x + bias[0].x, residual.y + value[0].y + bias[0].y);
-    bool own = column < units.last * 8;
-    float2 squares = {0, 0};
-    if (own) squares = make_float2(residual.x + residual.y, residual.x * residual.x + residual.y * residual.y);
-    squares = half_warp_sum(squares);
-    add_slices<SELF_OUT>(value, NARROW * 8);
-    if (own) {
-      float2 raw = *query_of(row_of<SELF_OUT>(), inside);
-      publish(buffers(layer) + QUERY + place, pack(value[0].x + raw.x + query_bias[0].x, value[0].y + raw.y + query_bias[0].y));
+    for (int i = 0; i < 4; i++) value[i] = sums[0][i] + sums[1][i] + (i & 1 ? bias.y : bias.x);
+    if (query && own) {
+      float4 raw = *query_of(unit);
+      Element* to = buffers(layer) + QUERY + place;
+      publish(to, pack(value[0] + raw.x, value[1] + raw.y)), publish(to + 8 * 32, pack(value[2] + raw.z, value[3] + raw.w));
     }
-    if (inside == 0) {
-      float2* to = (float2*)(buffers(layer) + ROW_SUMS) + to_row * GROUPS + at.share;
-      publish_four(to, uint2{__float_as_uint(squares.x), __float_as_uint(squares.y)});
+    if (!query) {
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        float x = residual[half * 2] += value[half * 2], y = residual[half * 2 + 1] += value[half * 2 + 1];
+        float2 sum = {quad_sum(own ? x + y : 0), quad_sum(own ? x * x + y * y : 0)};
+        if (at.quad == 0) row_sums()[unit * 16 + at.group + half * 8] = sum;
+      }
+    }
+    block_sync();
+    if (at.thread < 16) {
+      float2 sum = {0, 0};
+#pragma unroll
+      for (int i = 0; i < 4; i++) sum.x += row_sums()[i * 16 + at.thread].x, sum.y += row_sums()[i * 16 + at.thread].y;
+      publish_four((float2*)(buffers(layer) + ROW_SUMS) + (at.rows + at.thread) * GROUPS + at.share, uint2{__float_as_uint(sum.x), __float_as_uint(sum.y)});
     }
     stamp(p.stamps, 7 + 2 * (layer * KINDS + SELF_OUT));
   }

@@ -24,8 +24,8 @@ constexpr int WAITS = 3 + 5 * (LAYERS - 1) + 1;  // of products and sums, for th
 // has no part of an attention among the queries or over the context.
 constexpr int PARTS_AHEAD = 900, CONTEXT_AHEAD = 800, INPUT_AHEAD = 200, MERGE_AHEAD = 800, SUM_AHEAD = 600, SELF_AHEAD = 2000, CROSS_AHEAD = 3000;
 
-// Two blocks a head make parts of SELF_OUT, one of the residual, one of the query; a warp adds as many of either.
-constexpr int HEADS_EACH = divide_up(HEADS, WARPS), SELF_SOURCES = 2 * HEADS_EACH * WARPS;
+// Two blocks a head make parts of SELF_OUT, one of the residual, behind these one of the query.
+constexpr int SELF_SOURCES = 2 * HEADS;
 
 // Elements of the parts of SELF_OUT in a layer but the first, and of a layer's exchange buffers; those of the first begin with LOGS.
 constexpr int LAYER_PARTS = SELF_SOURCES * ROWS * HIDDEN, CHAIN_PARTS = (LAYERS - 1) * LAYER_PARTS;
@@ -59,26 +59,21 @@ struct Exchange {
 __host__ __device__ constexpr int block_units(int width) { return divide_up(width / 8, GROUPS); }
 constexpr int NARROW = block_units(HIDDEN), QKV_UNITS = block_units(3 * HIDDEN) + NARROW;
 constexpr int WIDE = larger(larger(QKV_UNITS, block_units(FF)), block_units(OUT / OUT_PASSES));
-// Lines whose beginnings lie in four places among the banks.
-constexpr int LINE = divide_up(8 * WIDE - 24, 32) * 32 + 24;
 static_assert(NARROW <= 4 && GROUPS >= 2 * HEADS, "columns of a block");
-
-// What a warp of an attention leaves of a row.
-constexpr int MIXTURE_LINE = 72;
 
 // What a block keeps of 16 rows: columns of a head. Lines of an odd multiple of 16 places share no banks where they are read.
 constexpr int KEPT_LINE = HEAD | 16;
 
 // Shared memory: the pipeline of the context's products. Later the weights of two steps of the chain, a REGION each; at SLICES_AT what the eight
 // warps made of their slices of the contracted axis, or of their keys; at KEPT_AT an attention's query, then what self-attention mixes; at QUERY_AT
-// the block's columns of x Wq. At SUMS_AT, apart from both, what each warp found of each row.
+// the block's columns of x Wq. At SUMS_AT, apart from both, what each warp found of each row, at STATISTICS_AT mean and 1 / deviation of the rows.
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
-constexpr int REGION = 16 * larger(larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), HEAD / 8 * HIDDEN), SLICES_AT = 2 * REGION, KEPT_AT = SLICES_AT + WARPS * 16 * larger(LINE, MIXTURE_LINE) * 4;
+constexpr int REGION = 16 * larger(larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), HEAD / 8 * HIDDEN), SLICES_AT = 2 * REGION, KEPT_AT = SLICES_AT + larger(WIDE, HEAD / 8) * WARPS * 32 * 8;
 constexpr int QUERY_AT = KEPT_AT + 16 * KEPT_LINE * 2;
 // Behind the stages, as far as there is room, the weights of keys and values.
 constexpr int KV_BYTES = KV_COLUMNS * HIDDEN * 2, KV_WEIGHTS_AT = smaller(STAGES * STAGE_BYTES, larger(ROOM - KV_BYTES, 0) / 1024 * 1024);
 constexpr int SUMS_AT = larger(larger(STAGES * STAGE_BYTES, KV_WEIGHTS_AT + KV_BYTES), QUERY_AT + 16 * NARROW * 8 * 4);
-constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 4 * 8;
+constexpr int STATISTICS_AT = SUMS_AT + 1024, ARRIVALS_AT = STATISTICS_AT + 16 * 8, SHARED_BYTES = ARRIVALS_AT + 4 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE && CHAIN_PARTS == EXPECTED_PARTS, "kernels/persistent_shape.py");
 
 // How much further in the context, as `context_place` has it, two more columns are.
