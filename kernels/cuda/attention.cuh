@@ -81,13 +81,16 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
   if (norm.row_sums) bias = *(const float4*)(norm.columns + column + four), column_sums = *(const float4*)(norm.columns + HIDDEN + column + four);
   auto load_query = [&] {
     part = load_pair(query + placed(at.rows + row, column + four, width));
-    uint32_t largest = max(part.x, part.y);
 #pragma unroll
     for (int i = 0; i < SUMS; i++) {
       int share = i * 16 + (at.thread & 15);
       if (norm.row_sums && share < GROUPS) found[i] = load_pair(norm.row_sums + (at.rows + row) * GROUPS + share);
-      largest = max(largest, max(found[i].x, found[i].y));
     }
+  };
+  auto largest_query = [&] {
+    uint32_t largest = max(part.x, part.y);
+#pragma unroll
+    for (int i = 0; i < SUMS; i++) largest = max(largest, max(found[i].x, found[i].y));
     return largest;
   };
   auto place_query = [&] {
@@ -109,19 +112,18 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
 #pragma unroll
     for (int i = 0; i < 4; i++) q[i >> 1][i & 1] = *(const uint4*)(words + i * 128 + (at.thread & 31) * 4);
   };
-  auto load_keys = [&](int block) {
-#pragma unroll
-    for (int tile = 0; tile < 4; tile++) {
-      int key = block * 32 + (at.group >> 1) * 8 + tile * 2 + (at.group & 1);
-#pragma unroll
-      for (int half = 0; half < 2; half++)
-        k[tile][half] = load_fresh(keys + placed(min(key, limit - 1), key_column + column + half * 32 + at.quad * 8, width));
-    }
+  // Where a lane's keys and values of a block lie; of those that memory does not have, others that it has.
+  const Element *own_keys, *own_values;
+  auto find = [&](int block) {
+    int tile = min(block * 2 + (at.group >> 2), limit / 16 - 1);
+    own_keys = keys + placed(tile * 16 + (at.group >> 1 & 1) * 8 + (at.group & 1), key_column + column + at.quad * 8, width);
+    own_values = values + placed_value(min(block * 32 + at.quad * 8, limit - 8), column + at.group);
   };
-  auto load_values = [&](int block) {
+  auto load_block = [&] {
 #pragma unroll
-    for (int tile = 0; tile < 8; tile++)
-      v[tile] = load_fresh(values + placed_value(min(block * 32 + at.quad * 8, limit - 8), column + tile * 8 + at.group));
+    for (int i = 0; i < 8; i++) k[i >> 1][i & 1] = load_fresh(own_keys + (i >> 1) * 64 + (i & 1) * 512);
+#pragma unroll
+    for (int tile = 0; tile < 8; tile++) v[tile] = load_fresh(own_values + tile * 256);
   };
   auto largest_key = [&] {
     uint32_t largest = 0;
@@ -137,13 +139,14 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
   };
   last = min(last, divide_up(count, 32));
   int block = first + at.warp;
+  find(block);
   pause(ahead);
   // Keys and values are on their way while the query is waited for. A warp without keys takes part for the query.
-  uint32_t largest_query = load_query();
-  if (block < last) load_keys(block), load_values(block);
-  while (!warp_all(largest_query != UNWRITTEN)) {
+  load_query();
+  if (block < last) load_block();
+  while (!warp_all(largest_query() != UNWRITTEN)) {
     relax(REST);
-    largest_query = load_query();
+    load_query();
   }
   place_query();
 #pragma unroll 1
@@ -151,7 +154,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
     int base = block * 32;
     while (!warp_all(max(largest_key(), largest_value()) != UNWRITTEN)) {
       relax(REST);
-      load_keys(block), load_values(block);
+      load_block();
     }
     float scores[4][4] = {}, higher[2] = {largest[0], largest[1]};
 #pragma unroll
@@ -195,7 +198,8 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
       multiply_add(mixed[tile], weights[2][0], weights[2][1], weights[3][0], weights[3][1], v[tile].z, v[tile].w);
     }
     block += WARPS;
-    if (block < last) load_keys(block), load_values(block);
+    find(block);
+    if (block < last) load_block();
   }
   merge_warps(at, shared, largest, total, mixed, column, parts, logs);
 }
