@@ -119,11 +119,11 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
     own_keys = keys + placed(tile * 16 + (at.group >> 1 & 1) * 8 + (at.group & 1), key_column + column + at.quad * 8, width);
     own_values = values + placed_value(min(block * 32 + at.quad * 8, limit - 8), column + at.group);
   };
-  auto load_block = [&] {
+  auto load_block = [&](bool exists) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) k[i >> 1][i & 1] = load_fresh(own_keys + (i >> 1) * 64 + (i & 1) * 512);
+    for (int i = 0; i < 8; i++) load_fresh_if(exists, k[i >> 1][i & 1], own_keys + (i >> 1) * 64 + (i & 1) * 512);
 #pragma unroll
-    for (int tile = 0; tile < 8; tile++) v[tile] = load_fresh(own_values + tile * 256);
+    for (int tile = 0; tile < 8; tile++) load_fresh_if(exists, v[tile], own_values + tile * 256);
   };
   auto largest_key = [&] {
     uint32_t largest = 0;
@@ -143,7 +143,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
   pause(ahead);
   // Keys and values are on their way while the query is waited for. A warp without keys takes part for the query.
   load_query();
-  if (block < last) load_block();
+  load_block(block < last);
   while (!warp_all(largest_query() != UNWRITTEN)) {
     relax(REST);
     load_query();
@@ -154,7 +154,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
     int base = block * 32;
     while (!warp_all(max(largest_key(), largest_value()) != UNWRITTEN)) {
       relax(REST);
-      load_block();
+      load_block(true);
     }
     float scores[4][4] = {}, higher[2] = {largest[0], largest[1]};
 #pragma unroll
@@ -199,7 +199,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
     }
     block += WARPS;
     find(block);
-    if (block < last) load_block();
+    load_block(block < last);
   }
   merge_warps(at, shared, largest, total, mixed, column, parts, logs);
 }

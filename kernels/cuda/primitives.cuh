@@ -157,6 +157,12 @@ DEVICE uint4 load_fresh(const void* from) {
   return v;
 }
 
+// The same where it exists, else anything; without a branch, behind which the compiler would wait for what was asked for before.
+DEVICE void load_fresh_if(bool exists, uint4& v, const void* from) {
+  asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];}"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from), "r"((uint32_t)exists) : "memory");
+}
+
 DEVICE void publish(void* to, uint32_t word) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" :: "l"(to), "r"(word) : "memory");
 }

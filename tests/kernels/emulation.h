@@ -289,6 +289,7 @@ inline void wait_for_bytes(uint64_t* at, int parity) {
 }
 inline void fence_grid() {}
 inline uint4 load_fresh(const void* from) { uint4 v; std::memcpy(&v, from, 16); return v; }
+inline void load_fresh_if(bool exists, uint4& v, const void* from) { if (exists) v = load_fresh(from); }
 inline void publish(void* to, uint32_t word) { std::memcpy(to, &word, 4); }
 inline void publish_four(void* to, uint2 words) { std::memcpy(to, &words, 8); }
 inline uint2 load_pair(const void* from) { uint2 v; std::memcpy(&v, from, 8); return v; }
