@@ -51,7 +51,7 @@ struct Chain {
 
   DEVICE unsigned char* region(int turn) const { return shared + (turn & 1) * REGION; }
   DEVICE uint64_t* arrival(int turn) const { return (uint64_t*)(shared + ARRIVALS_AT) + (turn & 1); }
-  DEVICE void wait_for_weights() const { wait_for_bytes(arrival(turn), turn >> 1 & 1); }
+  DEVICE void wait_for_weights() const { wait_for_arrival(arrival(turn), turn >> 1 & 1); }
   DEVICE Element* buffers(int layer) const { return exchange.chain + (layer * LAYER_EXCHANGE - LOGS); }
   DEVICE uint2* slices() const { return (uint2*)(shared + SLICES_AT); }
   DEVICE float2* row_sums() const { return (float2*)(shared + SUMS_AT); }

@@ -54,7 +54,7 @@ struct KeysValues {
         sums[tile][0] = sums[tile][2] = bias.x, sums[tile][1] = sums[tile][3] = bias.y;
       }
       bring(token + at.warp % 4 * 16, ahead);
-      if (ahead) wait_for_bytes(arrival(), 0);
+      if (ahead) wait_for_arrival(arrival(), 0);
       ahead = 0;
       begin_multiplying();
 #pragma unroll

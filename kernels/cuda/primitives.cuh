@@ -84,11 +84,15 @@ DEVICE void begin_multiplying() { asm volatile("wgmma.fence.sync.aligned;" ::: "
 
 DEVICE void end_multiplying() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// Wait for all but the last stage begun.
-DEVICE void multiplied_before() { asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); }
+// Wait for all but the last stages begun.
+template <int LAST = 1>
+DEVICE void multiplied_before() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(LAST) : "memory"); }
 
 // What was written to shared memory becomes visible to `multiply_stage` and `copy_bulk`, once all threads have passed a barrier.
 DEVICE void fence_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// The same of global memory, for `copy_bulk` from what others wrote before they counted, once the count was seen.
+DEVICE void fence_copies_from_others() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 DEVICE float reciprocal(float x) {
   float y;
@@ -124,11 +128,16 @@ DEVICE void prefetch(const void* from, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(from), "r"(bytes) : "memory");
 }
 
-// Copies of many bytes to shared memory, counted by `arrival` [1], which is waited for in turns of even and odd `parity`.
+// Copies of many bytes to shared memory, counted by `arrival` [1], which is waited for in turns of even and odd `parity`. It may count threads as well: a
+// turn is over once as many have arrived as it was begun with, one of them by what it expects, and the bytes are there.
 DEVICE uint32_t shared_address(const void* address) { return (uint32_t)__cvta_generic_to_shared(address); }
 
-DEVICE void begin_arrivals(uint64_t* arrival) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(shared_address(arrival)) : "memory");
+DEVICE void begin_arrivals(uint64_t* arrival, int threads = 1) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(shared_address(arrival)), "r"(threads) : "memory");
+}
+
+DEVICE void arrive(uint64_t* arrival) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(shared_address(arrival)) : "memory");
 }
 
 DEVICE void expect_bytes(uint64_t* arrival, int bytes) {
@@ -141,7 +150,7 @@ DEVICE void copy_bulk(void* target, const void* from, int bytes, uint64_t* arriv
                :: "r"(shared_address(target)), "l"(from), "r"(bytes), "r"(shared_address(arrival)) : "memory");
 }
 
-DEVICE void wait_for_bytes(uint64_t* arrival, int parity) {
+DEVICE void wait_for_arrival(uint64_t* arrival, int parity) {
   asm volatile("{.reg .pred p; again%=: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra again%=;}"
                :: "r"(shared_address(arrival)), "r"(parity) : "memory");
 }

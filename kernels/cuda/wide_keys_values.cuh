@@ -63,7 +63,7 @@ struct KeysValues {
         copy_wait<KV_LEAD - 1>();
         fence_copies();
         block_sync();
-        wait_for_bytes(arrival(step), step / KV_STAGES & 1);
+        wait_for_arrival(arrival(step), step / KV_STAGES & 1);
 #pragma unroll
         for (int part = 0; part < KV_PARTS; part++)
           multiply_stage(sums[part], stage(step) + at.warp / 4 * 64 * 128, stage(step) + (128 + part * KV_WIDTH) * 128, inside > 0);

@@ -48,5 +48,5 @@ struct Stream {
     asked = until;
   }
 
-  DEVICE void wait(int turn) const { wait_for_bytes(arrival(turn), turn / SLOTS & 1); }
+  DEVICE void wait(int turn) const { wait_for_arrival(arrival(turn), turn / SLOTS & 1); }
 };

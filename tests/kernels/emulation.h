@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -39,7 +41,7 @@ struct Lane { uint32_t words[6]; float value; };
 
 struct Warp { Meeting meeting; Lane lanes[32]; };
 
-// Copies that were asked for, carried out as late as may be: when somebody waits for them.
+// Copies that were asked for, carried out at once in every second block, in the others as late as may be: when somebody waits for them.
 struct Copy { void* target; const void* from; int bytes; void* arrival; };
 
 struct Block {
@@ -55,6 +57,8 @@ struct Fiber {
   int thread;
   ucontext_t context;
   std::vector<unsigned char> stack;
+  // Carried out as late as may be, too.
+  std::deque<std::function<void()>> products;
   bool done = false;
 };
 
@@ -216,9 +220,11 @@ inline void multiply_stage(float (&sums)[TILES][4], const unsigned char* a, cons
     return element(word, k % 2);
   };
   int row = current->thread / 32 % 4 * 16 + own() / 4, column = own() % 4 * 2;
-  for (int tile = 0; tile < TILES; tile++)
-    for (int i = 0; i < 4; i++)
-      for (int k = 0; k < 64; k++) sums[tile][i] = (k || add ? sums[tile][i] : 0) + at(a, row + i / 2 * 8, k) * at(b, column + tile * 8 + i % 2, k);
+  current->products.push_back([=, &sums] {
+    for (int tile = 0; tile < TILES; tile++)
+      for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 64; k++) sums[tile][i] = (k || add ? sums[tile][i] : 0) + at(a, row + i / 2 * 8, k) * at(b, column + tile * 8 + i % 2, k);
+  });
 }
 template <int TILES>
 inline void multiply_fragment(float (&sums)[TILES][4], uint4 a, const unsigned char* b) {
@@ -242,9 +248,16 @@ inline void multiply_fragment(float (&sums)[TILES][4], uint4 a, const unsigned c
 }
 inline void begin_multiplying() {}
 inline void end_multiplying() {}
-template <int TILES> void multiplied(float (&)[TILES][4]) {}
-inline void multiplied_before() {}
+template <int LAST = 1>
+inline void multiplied_before() {
+  auto& products = emulation::current->products;
+  for (; products.size() > LAST; products.pop_front()) products.front()();
+  // What a lane does next may be on behalf of its warp.
+  emulation::meet(emulation::warp().meeting, 32);
+}
+template <int TILES> void multiplied(float (&)[TILES][4]) { multiplied_before<0>(); }
 inline void fence_copies() {}
+inline void fence_copies_from_others() {}
 
 inline float reciprocal(float x) { return 1 / x; }
 inline float power_of_two(float x) { return std::exp2(x); }
@@ -257,33 +270,38 @@ inline void copy_async(void* target, const void* source, bool valid) {
 inline void copy_commit() {}
 template <int PENDING> void copy_wait() {}
 inline void prefetch(const void*, int) {}
-inline void begin_arrivals(uint64_t* at) { *at = 0; }
 
-// Bytes that came, expected or not yet, and the phases that are over; a phase ends when it was announced and all of its bytes are there.
-struct Arrival { int16_t phase; bool announced; int32_t missing; };
+// The phases that are over, threads of a phase and how many of them are awaited, and bytes, less those that came; a phase ends when all are there.
+struct Arrival { int16_t phase; int8_t threads, awaited; int32_t missing; };
 static_assert(sizeof(Arrival) == sizeof(uint64_t));
 inline void settle(Arrival* arrival) {
-  if (arrival->announced && arrival->missing == 0) arrival->phase++, arrival->announced = false;
+  if (arrival->awaited == 0 && arrival->missing == 0) arrival->phase++, arrival->awaited = arrival->threads;
 }
+inline void begin_arrivals(uint64_t* at, int threads = 1) { *(Arrival*)at = {0, (int8_t)threads, (int8_t)threads, 0}; }
 inline void expect_bytes(uint64_t* at, int bytes) {
   auto* arrival = (Arrival*)at;
-  arrival->announced = true, arrival->missing += bytes;
+  arrival->awaited--, arrival->missing += bytes;
+  settle(arrival);
+}
+inline void arrive(uint64_t* at) { expect_bytes(at, 0); }
+inline void carry_out(const emulation::Copy& copy) {
+  auto* arrival = (Arrival*)copy.arrival;
+  std::memcpy(copy.target, copy.from, copy.bytes);
+  arrival->missing -= copy.bytes;
   settle(arrival);
 }
 inline void copy_bulk(void* target, const void* from, int bytes, uint64_t* at) {
-  emulation::current->block->copies.push_back({target, from, bytes, at});
+  emulation::Copy copy = {target, from, bytes, at};
+  if (block_index() % 2) carry_out(copy);
+  else emulation::current->block->copies.push_back(copy);
 }
-inline void wait_for_bytes(uint64_t* at, int parity) {
+inline void wait_for_arrival(uint64_t* at, int parity) {
   auto* arrival = (Arrival*)at;
-  auto& copies = emulation::current->block->copies;
   while ((arrival->phase & 1) == parity) {
-    std::erase_if(copies, [&](const emulation::Copy& copy) {
-      if (copy.arrival != at) return false;
-      std::memcpy(copy.target, copy.from, copy.bytes);
-      arrival->missing -= copy.bytes;
-      return true;
+    std::erase_if(emulation::current->block->copies, [&](const emulation::Copy& copy) {
+      if (copy.arrival == at) carry_out(copy);
+      return copy.arrival == at;
     });
-    settle(arrival);
     emulation::yield();
   }
 }
