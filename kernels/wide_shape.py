@@ -120,15 +120,14 @@ class WideShape(PersistentShape):
     @cached_property
     def slots(self) -> int:
         """Units of weights that the ring holds."""
-        arrivals = (_MOST_SLOTS + _KEY_VALUE_STAGES) * 8
+        arrivals = (_MOST_SLOTS + 2 * _KEY_VALUE_STAGES) * 8
         return min(_MOST_SLOTS, (_ROOM - self._behind_ring - arrivals) // (2 * self.unit_elements))
 
     @cached_property
     def shared_bytes(self) -> int:
         chain = self.slots * 2 * self.unit_elements + self._behind_ring
         keys_values = _KEY_VALUE_STAGES * (_TILE + self.key_value_columns) * 128
-        keys_values += 2 * self.key_value_columns * 4
-        arrivals = (self.slots + _KEY_VALUE_STAGES) * 8
+        arrivals = (self.slots + 2 * _KEY_VALUE_STAGES) * 8
         return max(chain, keys_values, _STAGES * (_TILE + self.columns) * 128) + arrivals
 
     @property
@@ -148,11 +147,12 @@ class WideShape(PersistentShape):
         return self.num_layers * 2 * self.ff_slices * self.rows * self.hidden_dim
 
     def buffer_elements(self, vlm_tokens: int, dino_tokens: int) -> int:
-        h, padded = self.hidden_dim, divide_up(vlm_tokens + dino_tokens, 32) * 32
+        h, total = self.hidden_dim, vlm_tokens + dino_tokens
         parts = self.teams + sum(divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens))
         words = 2 if self.dtype == torch.float16 else 1
         once = self.part_elements + parts * _TILE * h * words
-        once += (1 + 2 * self.num_layers) * padded * h
+        # The context in whole tiles; keys and values.
+        once += divide_up(total, _TILE) * _TILE * h + 2 * self.num_layers * divide_up(total, 32) * 32 * h
         return once + 2 * (self.exchange_elements + parts * 64 * 8)
 
     def defines(self) -> dict[str, int]:

@@ -152,11 +152,11 @@ struct Context {
     }
   }
 
-  // For keys and values that are made of whole tiles of rows; nobody uses those behind the last token.
+  // For keys and values that are made of whole tiles of rows: nobody uses those behind the last token, but a weight of zero times NaN is NaN.
   DEVICE void finish_padding() const {
     int total = p.vlm_tokens + p.dino_tokens, pairs = (divide_up(total, 32) * 32 - total) * (HIDDEN / 2);
     for (int pair = block_index() * THREADS + at.thread; pair < pairs; pair += GRID * THREADS)
-      publish(exchange.context + placed_input(token_row(total + pair / (HIDDEN / 2)), pair % (HIDDEN / 2) * 2, HIDDEN), 0);
+      publish(exchange.context + context_place(total + pair / (HIDDEN / 2), pair % (HIDDEN / 2) * 2), 0);
   }
 
   // Parts added, 16 tokens and 32 columns a warp: the context, at its `context_place`.
@@ -241,7 +241,8 @@ struct Context {
       // What lies behind the true length may be anything.
       if (tile.vlm && tile.row + inside + half * 8 >= length) words = {0, 0};
       Element* to = exchange.context + context_place(token + half * 8, column + i % 2 * 16);
-      publish(to, words.x), publish(to + CONTEXT_STEP, words.y);
+      if (CONTEXT_STEP == 2) publish_four(to, words);
+      else publish(to, words.x), publish(to + CONTEXT_STEP, words.y);
     }
   }
 

@@ -1,6 +1,6 @@
 // The kernel: the context, keys and values, then the chain.
 
-// Of what is waited for by all blocks: `count_block` once a block is done, `await_blocks` until all are.
+// Of what is waited for by all blocks: `count_block` once a block is done, `await_blocks`, by whoever needs it, until all are.
 DEVICE void count_block(const Place& at, unsigned long long* counter) {
   block_sync();
   if (at.thread > 0) return;
@@ -8,12 +8,9 @@ DEVICE void count_block(const Place& at, unsigned long long* counter) {
   count(counter);
 }
 
-DEVICE void await_blocks(const Place& at, const unsigned long long* counter, unsigned long long count) {
-  if (at.thread == 0) {
-    while (counted(counter) < count) relax(REST);
-    fence_grid();
-  }
-  block_sync();
+DEVICE void await_blocks(const unsigned long long* counter, unsigned long long count) {
+  while (counted(counter) < count) relax(REST);
+  fence_grid();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_constant__ Parameters p) {
@@ -25,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   Exchange exchange;
   stamp(p.stamps, 0);
   // The others wait for these threads before they wait for bytes.
-  if (thread < SLOTS + KV_STAGES) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread);
+  if (thread < SLOTS + 2 * KV_STAGES) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread, thread < SLOTS + KV_STAGES ? 1 : WARPS);
   fence_copies();
   Context context = {p, at, shared, exchange};
   KeysValues keys_values = {p, at, shared, exchange};
@@ -38,19 +35,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   fence_copies();
   block_sync();
   keys_values.begin();
+  context.finish_padding();
   context.finish(length);
   count_block(at, p.counter + 1);
-  await_blocks(at, p.counter + 1, (launch + 1) * GRID);
+  if (thread == FETCHER) await_blocks(p.counter + 1, (launch + 1) * GRID);
   stamp(p.stamps, 3);
   keys_values.run();
   count_block(at, p.counter + 2);
-  fence_copies();
-  block_sync();
   bool chained = at.share < GROUPS;
   Stream stream(p, at, shared);
-  // Where the context's tiles were.
+  // Where the stages of keys and values were, which nothing but products and copies has touched.
   if (chained) stream.ask(at);
-  await_blocks(at, p.counter + 2, (launch + 1) * GRID);
+  if (thread == 0) await_blocks(p.counter + 2, (launch + 1) * GRID);
+  block_sync();
   stamp(p.stamps, 4);
   Clearing clearing(Exchange(p, ~launch & 1));
   if (thread == 0) count(p.counter);

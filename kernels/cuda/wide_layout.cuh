@@ -8,8 +8,8 @@
 // A block has a tile of 16 query rows and a share of every product's columns. Its weights are one stream of units of 8 columns, in the order in
 // which it multiplies them, and pass through a ring in shared memory: they keep coming while the block waits for its input.
 
-// The thread that asks for weights of keys and values.
-constexpr int FETCHER = THREADS - 32;
+// The thread that waits for the context and asks for what keys and values are made of: the one that takes the times.
+constexpr int FETCHER = 0;
 // An attention is not split: one block a head and 16 rows.
 static_assert(GROUPS >= HEADS, "blocks for an attention");
 // The products of a layer; the first layer starts at CROSS_OUT. Behind the last layer comes the output.
@@ -43,7 +43,7 @@ struct Exchange {
     chain_parts = (float2*)p.exchange;
     parts = (uint4*)(chain_parts + LAYERS * LAYER_PARTS);
     context = (Element*)(parts + numbers * (16 * HIDDEN * PART_WORDS));
-    keys_values = context + padded * HIDDEN;
+    keys_values = context + divide_up(p.vlm_tokens + p.dino_tokens, 128) * 128 * HIDDEN;
     chain = keys_values + 2 * LAYERS * padded * HIDDEN + (size_t)set * (EXCHANGE + numbers * (64 * 8));
     statistics = (uint4*)(chain + EXCHANGE);
     end = (Element*)(statistics + numbers * 64);
@@ -70,9 +70,10 @@ constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
 constexpr int UNIT_BYTES = 16 * larger(HIDDEN, FF_SLICE), SLICES_AT = SLOTS * UNIT_BYTES;
 constexpr int QUERY_AT = SLICES_AT + WARPS * 16 * larger(larger(line_of(NARROW), 2 * line_of(WIDE_PASS)), MIXTURE_LINE) * 4, COLUMNS_AT = QUERY_AT + 16 * HEAD * 2;
 constexpr int ROW_SUMS_BYTES = (WARPS + 1) * 16 * 8, COLUMNS_BYTES = 2 * WIDEST * 8 * 4, SUMS_AT = COLUMNS_AT + 2 * COLUMNS_BYTES;
-constexpr int KV_COLUMNS = KV_PARTS * KV_WIDTH, KV_STAGE_BYTES = (128 + KV_COLUMNS) * 128;
-constexpr int ARRIVALS_AT = larger(SUMS_AT + 2 * ROW_SUMS_BYTES, larger(STAGES * STAGE_BYTES, KV_STAGES * KV_STAGE_BYTES + 2 * KV_COLUMNS * 4));
-constexpr int SHARED_BYTES = ARRIVALS_AT + (SLOTS + KV_STAGES) * 8;
+constexpr int KV_COLUMNS = KV_PARTS * KV_WIDTH, KV_WEIGHT_BYTES = KV_COLUMNS * 128, KV_STAGE_BYTES = KV_WEIGHT_BYTES + 128 * 128;
+constexpr int ARRIVALS_AT = larger(SUMS_AT + 2 * ROW_SUMS_BYTES, larger(STAGES * STAGE_BYTES, KV_STAGES * KV_STAGE_BYTES));
+// Of weights of the chain, then of stages of keys and values, then of warps that are done with such a stage.
+constexpr int SHARED_BYTES = ARRIVALS_AT + (SLOTS + 2 * KV_STAGES) * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE && CHAIN_PARTS == EXPECTED_PARTS, "kernels/wide_shape.py");
 
 // How much further in the context, as `context_place` has it, two more columns are.
