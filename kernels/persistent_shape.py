@@ -18,9 +18,9 @@ _STAGES = 5
 # About as many parts has a tile of the context at most: twice as many as `finish_units` in projection.cuh reads at
 # once, of fp16 adapters four times.
 _PARTS = 14
-# Of a block's shared memory, what sums, statistics and arrivals take, and what the context may use; a kilobyte stays
+# Of a block's shared memory, what sums and arrivals take, and what the context may use; a kilobyte stays
 # free.
-_APART = 1024 + 16 * 8 + 4 * 8
+_APART = 1024 + 4 * 8
 _ROOM = 232_448 - 1024 - _APART
 
 

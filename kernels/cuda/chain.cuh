@@ -55,7 +55,6 @@ struct Chain {
   DEVICE Element* buffers(int layer) const { return exchange.chain + (layer * LAYER_EXCHANGE - LOGS); }
   DEVICE uint2* slices() const { return (uint2*)(shared + SLICES_AT); }
   DEVICE float2* row_sums() const { return (float2*)(shared + SUMS_AT); }
-  DEVICE float2* statistics() const { return (float2*)(shared + STATISTICS_AT); }
   DEVICE float4* query_of(int unit) const { return (float4*)(shared + QUERY_AT) + unit * 32 + (at.thread & 31); }
 
   // Ask for the block's weights of a step in one piece, in the place of those two turns before. Of a product that is most units that a block
@@ -117,21 +116,16 @@ struct Chain {
     take<DIM>(at, buffers(layer) + input_of(KIND), a, [&] { clearing.advance(); });
     stamp(p.stamps, 6 + 2 * (layer * KINDS + KIND % KINDS));
     if (NORM) sum_rows(at, a, row_sums());
+    float2 low = {0, 1}, high = {0, 1};
 #pragma unroll 1
     for (int part = 0; part < (KIND == KINDS ? OUT_PASSES : 1); part++) {
       if (part > 0) load_columns(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
       if (part > 0) wait_for_weights();
       float result[UNITS][4] = {};
       multiply_rows<DIM>(at, a, region(turn), result);
-      if (NORM) {
-        block_sync();
-        int row = at.thread - FETCHER;
-        if (part == 0 && row >= 0 && row < 16) statistics()[row] = row_statistics(row_sums(), row);
-      }
       keep_slices(at, result, slices());
       block_sync();
-      float2 low = {0, 1}, high = {0, 1};
-      if (NORM) low = statistics()[at.group], high = statistics()[at.group + 8];
+      if (NORM && part == 0) low = row_statistics(row_sums(), at.group), high = row_statistics(row_sums(), at.group + 8);
       // Not unrolled: what does not fit the instruction cache is slow.
 #pragma unroll 1
       for (int unit = at.warp; unit < UNITS; unit += WARPS) {

@@ -1,17 +1,17 @@
 // Makes the other set ready for the next launch, some of it in every step while answers are on their way.
 struct Clearing {
-  uint4 *next, *end;
-  int each;
+  uint4* next;
+  int left, each;  // times that the thread clears, in all and in a step
   DEVICE Clearing(const Exchange& other) {
-    next = (uint4*)other.chain + block_index() * THREADS + thread_index();
-    end = (uint4*)other.end;
-    each = divide_up((int)(end - (uint4*)other.chain), GRID * THREADS * WAITS);
+    int count = (int)((uint4*)other.end - (uint4*)other.chain), first = block_index() * THREADS + thread_index();
+    next = (uint4*)other.chain + first;
+    left = divide_up(max(count - first, 0), GRID * THREADS), each = divide_up(count, GRID * THREADS * WAITS);
   }
   DEVICE void advance() {
 #pragma unroll 1
-    for (int i = 0; i < each && next < end; i++, next += GRID * THREADS) *next = make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN);
+    for (int i = 0; i < each && left > 0; i++, left--, next += GRID * THREADS) *next = make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN);
   }
   DEVICE void finish() {
-    while (next < end) advance();
+    while (left > 0) advance();
   }
 };

@@ -66,14 +66,14 @@ constexpr int KEPT_LINE = HEAD | 16;
 
 // Shared memory: the pipeline of the context's products. Later the weights of two steps of the chain, a REGION each; at SLICES_AT what the eight
 // warps made of their slices of the contracted axis, or of their keys; at KEPT_AT an attention's query, then what self-attention mixes; at QUERY_AT
-// the block's columns of x Wq. At SUMS_AT, apart from both, what each warp found of each row, at STATISTICS_AT mean and 1 / deviation of the rows.
+// the block's columns of x Wq. At SUMS_AT, apart from both, what each warp found of each row.
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
 constexpr int REGION = 16 * larger(larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), HEAD / 8 * HIDDEN), SLICES_AT = 2 * REGION, KEPT_AT = SLICES_AT + larger(WIDE, HEAD / 8) * WARPS * 32 * 8;
 constexpr int QUERY_AT = KEPT_AT + 16 * KEPT_LINE * 2;
 // Behind the stages, as far as there is room, the weights of keys and values.
 constexpr int KV_BYTES = KV_COLUMNS * HIDDEN * 2, KV_WEIGHTS_AT = smaller(STAGES * STAGE_BYTES, larger(ROOM - KV_BYTES, 0) / 1024 * 1024);
 constexpr int SUMS_AT = larger(larger(STAGES * STAGE_BYTES, KV_WEIGHTS_AT + KV_BYTES), QUERY_AT + 16 * NARROW * 8 * 4);
-constexpr int STATISTICS_AT = SUMS_AT + 1024, ARRIVALS_AT = STATISTICS_AT + 16 * 8, SHARED_BYTES = ARRIVALS_AT + 4 * 8;
+constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 4 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE && CHAIN_PARTS == EXPECTED_PARTS, "kernels/persistent_shape.py");
 
 // How much further in the context, as `context_place` has it, two more columns are.
