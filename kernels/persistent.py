@@ -195,14 +195,14 @@ def _steps(weights: Weights, shape: PersistentShape) -> Iterator[tuple[Tensor, T
     yield fragments(weights.out.weight), weights.out.bias, weights.out.sums
 
 
-def _plain_steps(weights: Weights) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Weights, biases and sums of columns of the chain's products, in the order of wide_layout.cuh."""
+def _named_steps(weights: Weights) -> Iterator[tuple[str, _Linear]]:
+    """The chain's products in the order of wide_layout.cuh."""
     for layer in weights.layers:
         queries = layer.queries
-        before = () if queries is None else (queries.qkv, queries.out, queries.query)
-        for linear in (*before, layer.cross_out, layer.up, layer.down):
-            yield linear.weight, linear.bias, linear.sums
-    yield weights.out.weight, weights.out.bias, weights.out.sums
+        if queries is not None:
+            yield from (("qkv", queries.qkv), ("self_out", queries.out), ("query", queries.query))
+        yield from (("cross_out", layer.cross_out), ("up", layer.up), ("down", layer.down))
+    yield "output", weights.out
 
 
 class PersistentParameters:
@@ -221,8 +221,9 @@ class PersistentParameters:
         # Within 16 places of the contracted axis the context may lie in that order, too.
         key_values = side_by_side(weights.keys_values.weight)
         if isinstance(shape, WideShape):
-            steps = list(_plain_steps(weights))
-            self._weights = dealt_streams([weight for weight, _, _ in steps], shape)
+            named = list(_named_steps(weights))
+            self._weights = dealt_streams([(name, linear.weight) for name, linear in named], shape)
+            steps = [(linear.weight, linear.bias, linear.sums) for _, linear in named]
         else:
             key_values = side_by_side(key_values.T).T
             steps = list(_steps(weights, shape))

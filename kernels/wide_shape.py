@@ -10,7 +10,7 @@ import torch
 
 from foresight.kernels.persistent_shape import PersistentShape, divide_up
 
-__all__ = ["Share", "WideShape"]
+__all__ = ["WIDE", "Share", "WideShape"]
 
 _TILE = 128
 _STAGES = 5
@@ -22,10 +22,15 @@ _KEY_VALUE_STAGES = 3
 _HIDDEN = range(128, 1152 + 1)
 _WIDE_PASS = 4
 _MOST_SLOTS = 10
+# A lane finds where the weights of a product lie.
+_MOST_LAYERS = 5
 # What only the other kernel is told.
 _OTHER_DEFINES = ("OUT_PASSES", "KV_COLUMNS", "ROOM")
 # Of a block's shared memory, what the chain may use: without a kilobyte that stays free.
 _ROOM = 232_448 - 1024
+
+# The products of which a block takes two tiles of queries.
+WIDE = frozenset({"qkv", "up", "down", "output"})
 
 Share = tuple[int, int]
 """The first of a block's units of 8 columns of a product, and the one behind its last."""
@@ -42,9 +47,11 @@ class WideShape(PersistentShape):
             return general
         if self.hidden_dim not in _HIDDEN:
             return f"width of {self.hidden_dim}: must be from {_HIDDEN[0]} to {_HIDDEN[-1]}"
-        # The ring holds a pass of units at least.
-        few = self.groups < max(self.num_heads, self.ff_slices)
-        if few or self.slots < max(self._narrow, _WIDE_PASS + 1):
+        if self.num_layers > _MOST_LAYERS:
+            return f"{self.num_layers} layers: at most {_MOST_LAYERS}"
+        # The ring holds a pass of units at least, and a warp finishes one of them.
+        few = self.groups < self.num_heads or self.wide_groups < self.ff_slices or self._narrow > 8
+        if few or self.slots < max(self._narrow, _WIDE_PASS):
             return f"{self.num_queries} queries of {self.hidden_dim}: too much for {self.blocks} blocks"
         if self.shared_bytes > shared_memory:
             return f"{self.shared_bytes} bytes of shared memory: the device has {shared_memory} a block"
@@ -93,42 +100,60 @@ class WideShape(PersistentShape):
         """Elements of a unit of 8 columns, in memory and in the ring."""
         return 8 * max(self.hidden_dim, self.ff_dim // self.ff_slices)
 
-    def shares(self, width: int, *, sliced: bool = False) -> list[Share]:
-        """What each block of the same rows has of a product of so many columns.
+    @cached_property
+    def wide_groups(self) -> int:
+        """How many blocks share two tiles of queries in the wide products."""
+        return self.blocks // divide_up(self.rows // 16, 2)
 
-        The units of a `sliced` product are those of all slices, one slice after the other.
+    def shares(self, product: str) -> list[Share]:
+        """What each block of the same rows has of a product.
+
+        The units of one whose contracted axis is sliced are those of all slices, one slice after the other.
         """
-        units, slices = width // 8, self.ff_slices if sliced else 1
-        each = self.groups // slices
+        units, groups = self._width(product) // 8, self.wide_groups if product in WIDE else self.groups
+        slices = self.ff_slices if product == "down" else 1
+        each = groups // slices
         bounds = [s * units + i * units // each for s in range(slices) for i in range(each)]
-        bounds += [slices * units] * (self.groups + 1 - len(bounds))
+        bounds += [slices * units] * (groups + 1 - len(bounds))
         return list(pairwise(bounds))
 
+    def _width(self, product: str) -> int:
+        widths = {"qkv": 3 * self.hidden_dim, "up": self.ff_dim, "output": self.output_dim}
+        return widths.get(product, self.hidden_dim)
+
+    @property
+    def _wide_units(self) -> list[int]:
+        return [divide_up(self._width(product) // 8, self.wide_groups) for product in ("qkv", "up", "output")]
+
     @cached_property
-    def _widest(self) -> int:
-        widths = (3 * self.hidden_dim, self.ff_dim, self.output_dim)
-        sliced = divide_up(self.hidden_dim // 8, self.groups // self.ff_slices)
-        return max(*(divide_up(width // 8, self.groups) for width in widths), sliced)
+    def _most_units(self) -> int:
+        """Most units of weights that a block has in all."""
+        qkv, up, output = self._wide_units
+        down = divide_up(self.hidden_dim // 8, self.wide_groups // self.ff_slices)
+        return self.num_layers * (qkv + 3 * self._narrow + up + down) + output
 
     @cached_property
     def _behind_ring(self) -> int:
-        # Lines of a narrow pass, of two wide ones, and of an attention.
-        lines = (8 * self._narrow + 8, 2 * (8 * _WIDE_PASS + 4), 72)
-        slices = 8 * 16 * max(lines) * 4
-        return slices + 16 * 64 * 2 + 2 * (2 * self._widest * 8 * 4) + 2 * 9 * 16 * 8
+        # What eight warps leave of eight units; of an attention it is 72 columns.
+        slices = 8 * 16 * 72 * 4
+        columns = 2 * (2 * max(*self._wide_units, self._narrow) * 8 * 4)
+        return slices + 16 * 64 * 2 + columns + (2 * 2 + 1) * 8 * 16 * 8
 
     @cached_property
     def slots(self) -> int:
         """Units of weights that the ring holds."""
-        arrivals = (_MOST_SLOTS + 2 * _KEY_VALUE_STAGES) * 8
-        return min(_MOST_SLOTS, (_ROOM - self._behind_ring - arrivals) // (2 * self.unit_elements))
+        behind = self._behind_ring + self._behind_all(_MOST_SLOTS)
+        return min(_MOST_SLOTS, (_ROOM - behind) // (2 * self.unit_elements))
 
     @cached_property
     def shared_bytes(self) -> int:
         chain = self.slots * 2 * self.unit_elements + self._behind_ring
         keys_values = _KEY_VALUE_STAGES * (_TILE + self.key_value_columns) * 128
-        arrivals = (self.slots + 2 * _KEY_VALUE_STAGES) * 8
-        return max(chain, keys_values, _STAGES * (_TILE + self.columns) * 128) + arrivals
+        return max(chain, keys_values, _STAGES * (_TILE + self.columns) * 128) + self._behind_all(self.slots)
+
+    def _behind_all(self, slots: int) -> int:
+        # Arrivals, the block's share of every product, and where its units lie.
+        return (slots + 2 * _KEY_VALUE_STAGES + 1) * 8 + 7 * 12 + 4 * (self._most_units + 1)
 
     @property
     def key_value_columns(self) -> int:
@@ -137,9 +162,11 @@ class WideShape(PersistentShape):
     @cached_property
     def exchange_elements(self) -> int:
         h = self.hidden_dim
-        to_attention = self.rows * 5 * h + divide_up(self.rows, 32) * 32 * h
+        # What the norm needs of rows, see ROWS_AND_SUMS.
+        sums = self.groups * self.rows * 4
+        to_attention = self.rows * 5 * h + divide_up(self.rows, 32) * 32 * h + sums
         # The first layer's query is a constant.
-        return self.num_layers * (to_attention + self.rows * (3 * h + self.ff_dim)) - to_attention
+        return self.num_layers * (to_attention + self.rows * (3 * h + self.ff_dim) + 2 * sums) - to_attention
 
     @cached_property
     def part_elements(self) -> int:

@@ -9,30 +9,29 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from foresight.kernels.arrangement import fragments
-from foresight.kernels.wide_shape import Share, WideShape
+from foresight.kernels.wide_shape import WIDE, WideShape
 
 __all__ = ["dealt_streams"]
 
 
-def dealt_streams(weights: Sequence[Tensor], shape: WideShape) -> Tensor:
+def dealt_streams(weights: Sequence[tuple[str, Tensor]], shape: WideShape) -> Tensor:
     """The weights [N, K] of all products, in the order of the chain, as units [all units, unit_elements].
 
-    First all units of the first share in the order of the products, then those of the second, and so on; see
-    wide_stream.cuh. A unit is 8 rows, as `fragments` has them.
+    Those of the wide products first, then the others: all units of the first share in the order of the products, then
+    those of the second, and so on; see wide_stream.cuh. A unit is 8 rows, as `fragments` has them.
     """
-    units, shares = list[Tensor](), list[list[Share]]()
-    for weight in weights:
-        # What contracts more than the rest does so in slices.
-        sliced = weight.shape[1] != shape.hidden_dim
-        units.append(_units(weight, shape.ff_slices if sliced else 1, shape.unit_elements))
-        shares.append(shape.shares(weight.shape[0], sliced=sliced))
+    return torch.cat([unit for wide in (True, False) for unit in _streams(weights, shape, wide)])
 
-    def ordered() -> Iterator[Tensor]:
-        for share in zip(*shares, strict=True):
-            for (first, last), unit in zip(share, units, strict=True):
-                yield unit[first:last]
 
-    return torch.cat(list(ordered()))
+def _streams(weights: Sequence[tuple[str, Tensor]], shape: WideShape, wide: bool) -> Iterator[Tensor]:
+    chosen = [(name, weight) for name, weight in weights if (name in WIDE) == wide]
+    units = [
+        _units(weight, shape.ff_slices if name == "down" else 1, shape.unit_elements)
+        for name, weight in chosen
+    ]
+    for share in zip(*(shape.shares(name) for name, _ in chosen), strict=True):
+        for (first, last), unit in zip(share, units, strict=True):
+            yield unit[first:last]
 
 
 def _units(weight: Tensor, slices: int, elements: int) -> Tensor:

@@ -5,6 +5,11 @@ constexpr int REST = 50;  // nanoseconds between two looks at what others write
 constexpr float EPS = 1e-5f, EMPTY = -1e30f, SCORE_SCALE = 1.4426950408889634f / 8;
 
 typedef unsigned short Element;
+#ifdef HALF
+constexpr uint32_t ONE = 0x3c00;
+#else
+constexpr uint32_t ONE = 0x3f80;
+#endif
 
 struct Parameters {
   const Element *vlm, *dino;

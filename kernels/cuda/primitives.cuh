@@ -9,6 +9,7 @@ typedef unsigned long long uint64_t;
 DEVICE int thread_index() { return threadIdx.x; }
 DEVICE int block_index() { return blockIdx.x; }
 DEVICE void block_sync() { __syncthreads(); }
+DEVICE void warp_sync() { __syncwarp(); }
 DEVICE bool warp_all(bool value) { return __all_sync(0xffffffffu, value); }
 DEVICE float warp_exchange(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 

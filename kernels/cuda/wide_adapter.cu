@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   Exchange exchange;
   stamp(p.stamps, 0);
   // The others wait for these threads before they wait for bytes.
-  if (thread < SLOTS + 2 * KV_STAGES) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread, thread < SLOTS + KV_STAGES ? 1 : WARPS);
+  if (thread < SLOTS + 2 * KV_STAGES + 1) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread, thread < SLOTS + KV_STAGES ? 1 : WARPS);
   fence_copies();
   Context context = {p, at, shared, exchange};
   KeysValues keys_values = {p, at, shared, exchange};
@@ -35,6 +35,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   fence_copies();
   block_sync();
   keys_values.begin();
+  Stream stream = {shared, (const unsigned char*)p.weights, {0, 0}, 0};
+  // A warp that has less of the context than others.
+  if (at.warp == WARPS - 1) stream.begin(lane);
   context.finish_padding();
   context.finish(length);
   count_block(at, p.counter + 1);
@@ -42,10 +45,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   stamp(p.stamps, 3);
   keys_values.run();
   count_block(at, p.counter + 2);
-  bool chained = at.share < GROUPS;
-  Stream stream(p, at, shared);
+  bool chained = block < larger(ROW_TILES * GROUPS, WIDE_TILES * WIDE_GROUPS);
   // Where the stages of keys and values were, which nothing but products and copies has touched.
-  if (chained) stream.ask(at);
+  if (chained) stream.fill(at);
   if (thread == 0) await_blocks(p.counter + 2, (launch + 1) * GRID);
   block_sync();
   stamp(p.stamps, 4);

@@ -10,17 +10,17 @@ struct KeysValuesOf {
 struct KeyBlock {
   uint4 k[4][2], v[8];
 
+  // Of keys that memory does not have, others that it has.
   DEVICE void load(const Place& at, const KeysValuesOf& from, int block) {
+    int sixteen = min(block * 2 + (at.group >> 2), from.limit / 16 - 1) * 16;
+    const Element* keys = from.keys + placed(sixteen + (at.group >> 1 & 1) * 8 + (at.group & 1), from.key_column + at.quad * 8, from.width);
+    const Element* values = from.values + placed_value(min(block * 32 + at.quad * 8, from.limit - 8), from.column + at.group);
 #pragma unroll
-    for (int tile = 0; tile < 4; tile++) {
-      int key = block * 32 + (at.group >> 1) * 8 + tile * 2 + (at.group & 1);
+    for (int tile = 0; tile < 4; tile++)
 #pragma unroll
-      for (int half = 0; half < 2; half++)
-        k[tile][half] = load_fresh(from.keys + placed(min(key, from.limit - 1), from.key_column + half * 32 + at.quad * 8, from.width));
-    }
+      for (int half = 0; half < 2; half++) k[tile][half] = load_fresh(keys + tile * 64 + half * 512);
 #pragma unroll
-    for (int tile = 0; tile < 8; tile++)
-      v[tile] = load_fresh(from.values + placed_value(min(block * 32 + at.quad * 8, from.limit - 8), from.column + tile * 8 + at.group));
+    for (int tile = 0; tile < 8; tile++) v[tile] = load_fresh(values + tile * 256);
   }
 
   DEVICE uint32_t largest() const {

@@ -1,52 +1,93 @@
 // The weights of the chain: a block's units of 8 columns, in the order in which it multiplies them, through a ring of SLOTS.
 
-// Units of a product of `width` columns: those of a block, and how many its predecessors have.
-DEVICE int first_unit(int width, int share, int shares) { return share * (width / 8) / shares; }
-
-// Columns of a product that are made over one slice of the contracted axis: units `first` to `last` - 1 of those of slice `slice`.
+// Columns of a product that a block makes over a slice of the contracted axis: units `first` to `last` - 1 of those of slice `slice`.
 struct Share {
   int first, last, slice;
-  DEVICE Share(int kind, int share) : slice(0) {
-    int width = kind == QKV ? 3 * HIDDEN : kind == UP ? FF : kind == KINDS ? OUT : HIDDEN, shares = GROUPS;
-    if (kind == DOWN) slice = min(share / SLICE_SHARES, FF_SLICES), share = slice < FF_SLICES ? share % SLICE_SHARES : 0, shares = SLICE_SHARES;
-    first = first_unit(width, share, shares), last = slice < FF_SLICES ? first_unit(width, share + 1, shares) : first;
+  DEVICE Share(int kind) : slice(0) {
+    bool wide = is_wide(kind);
+    int units = width_of(kind) / 8, shares = wide ? WIDE_GROUPS : GROUPS, share = block_index() / (wide ? WIDE_TILES : ROW_TILES);
+    if (kind == DOWN) shares = SLICE_SHARES, slice = min(share / SLICE_SHARES, FF_SLICES), share = slice < FF_SLICES ? share % SLICE_SHARES : shares;
+    share = min(share, shares);
+    first = share * units / shares, last = min(share + 1, shares) * units / shares;
   }
   DEVICE int count() const { return last - first; }
   // Units of this product that the blocks before this one have.
-  DEVICE int before() const { return slice * (HIDDEN / 8) + first; }
+  DEVICE int before() const { return min(slice, FF_SLICES - 1) * (HIDDEN / 8) + first; }
+};
+
+// In memory the streams of the wide products come first, one for each share, behind them those of the others.
+constexpr int WIDE_UNITS = ((LAYERS - 1) * 3 * HIDDEN + LAYERS * (FF + FF_SLICES * HIDDEN) + OUT) / 8;
+
+// A place in the ring, and the parity of how often the ring was gone through before.
+struct Position {
+  int slot, parity;
+  // So many units further, SLOTS at most.
+  DEVICE Position after(int units) const {
+    int next = slot + units;
+    bool over = next >= SLOTS;
+    return {over ? next - SLOTS : next, parity ^ over};
+  }
 };
 
 struct Stream {
   unsigned char* shared;
-  const unsigned char* from;
-  int all, asked, turn;  // units of the block, how many were asked for, and which is multiplied next
+  const unsigned char* weights;
+  Position position;  // of the unit that is multiplied next
+  int turn;           // its number
 
-  DEVICE Stream(const Parameters& p, const Place& at, unsigned char* shared) : shared(shared), all(0), asked(0), turn(0) {
-    int before = 0;
+  DEVICE int* sources() const { return (int*)(shared + SOURCES_AT); }
+  DEVICE int all() const { return sources()[MOST_TURNS]; }
+  DEVICE Share& share(int kind) const { return ((Share*)(shared + SHARES_AT))[kind]; }
+
+  // What the block has of every product, where the units lie, and how many there are, found once, which divisions make slow: a lane of a warp has a
+  // product, the first layer's from CROSS_OUT on.
+  DEVICE void begin(int lane) {
+    if (lane <= KINDS) share(lane) = Share(lane);
+    int number = lane + CROSS_OUT, layer = number / KINDS, kind = layer < LAYERS ? number % KINDS : KINDS;
+    if (number > KINDS * LAYERS) return;
+    // Units before the lane's product, without those that the first layer lacks: in the block's order, and among those of its like, behind which
+    // those of the shares before this one lie.
+    int turn = 0, source = is_wide(kind) ? 0 : WIDE_UNITS;
 #pragma unroll 1
-    for (int kind = 0; kind <= KINDS; kind++) {
-      Share share(kind, at.share);
-      int times = kind == KINDS ? 1 : kind < CROSS_OUT ? LAYERS - 1 : LAYERS;
-      before += times * share.before(), all += times * share.count();
+    for (int i = 0; i <= KINDS; i++) {
+      Share share(i);
+      bool alike = is_wide(i) == is_wide(kind);
+      int times = i == KINDS ? 0 : layer - (i < CROSS_OUT) + (kind < KINDS && i < kind);
+      turn += times * share.count();
+      if (alike) source += times * share.count() + share.before() * (i == KINDS ? 1 : i < CROSS_OUT ? LAYERS - 1 : LAYERS);
     }
-    from = (const unsigned char*)p.weights + (size_t)before * UNIT_BYTES;
+    int count = Share(kind).count();
+    if (kind == KINDS) sources()[MOST_TURNS] = turn + count;
+    for (int i = 0; i < count; i++) sources()[turn + i] = source + i;
   }
 
-  DEVICE unsigned char* slot(int turn) const { return shared + turn % SLOTS * UNIT_BYTES; }
-  DEVICE uint64_t* arrival(int turn) const { return (uint64_t*)(shared + ARRIVALS_AT) + turn % SLOTS; }
+  DEVICE unsigned char* slot(Position at) const { return shared + at.slot * UNIT_BYTES; }
+  DEVICE uint64_t* arrival(Position at) const { return (uint64_t*)(shared + ARRIVALS_AT) + at.slot; }
 
-  // Ask for as many units as the ring has place for, now that all warps have read those before `turn`: a warp for one each, first those that have
-  // less to multiply.
-  DEVICE void ask(const Place& at) {
-    int until = min(turn + SLOTS, all);
-#pragma unroll 1
-    for (int unit = asked + (at.warp ^ 4); unit < until; unit += WARPS) {
-      if ((at.thread & 31) > 0) continue;
-      expect_bytes(arrival(unit), UNIT_BYTES);
-      copy_bulk(slot(unit), from + (size_t)unit * UNIT_BYTES, UNIT_BYTES, arrival(unit));
-    }
-    asked = until;
+  // Until the next `count` units have come, 32 at most: a lane waits for one.
+  DEVICE void wait(int lane, int count) const {
+    Position awaited = position.after(min(lane, count - 1));
+    wait_for_arrival(arrival(awaited), awaited.parity);
+    warp_sync();
   }
 
-  DEVICE void wait(int turn) const { wait_for_arrival(arrival(turn), turn / SLOTS & 1); }
+  DEVICE void ask(Position to, int unit) const {
+    expect_bytes(arrival(to), UNIT_BYTES);
+    copy_bulk(slot(to), weights + (size_t)sources()[unit] * UNIT_BYTES, UNIT_BYTES, arrival(to));
+  }
+
+  // Ask for the first units, a warp for one each.
+  DEVICE void fill(const Place& at) {
+#pragma unroll 1
+    for (int unit = at.warp; unit < min(SLOTS, all()); unit += WARPS)
+      if ((at.thread & 31) == 0) ask(position.after(unit), unit);
+  }
+
+  // To the unit behind the next `count`, WARPS at most, which all warps have multiplied: others take their places. A warp asks for one each, first those
+  // that have less to finish.
+  DEVICE void advance(const Place& at, int count) {
+    int unit = at.warp ^ 4;
+    if (unit < count && turn + unit + SLOTS < all() && (at.thread & 31) == 0) ask(position.after(unit), turn + unit + SLOTS);
+    position = position.after(count), turn += count;
+  }
 };

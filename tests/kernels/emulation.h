@@ -290,6 +290,7 @@ inline void carry_out(const emulation::Copy& copy) {
   arrival->missing -= copy.bytes;
   settle(arrival);
 }
+inline void warp_sync() { emulation::meet(emulation::warp().meeting, 32); }
 inline void copy_bulk(void* target, const void* from, int bytes, uint64_t* at) {
   emulation::Copy copy = {target, from, bytes, at};
   if (block_index() % 2) carry_out(copy);

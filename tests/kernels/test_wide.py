@@ -32,7 +32,7 @@ SMALL = WideShape(
 # More layers, tiles of queries and heads, and sizes that no tile divides; a feed-forward narrower than the rest.
 ODD = WideShape(
     hidden_dim=192, num_heads=3, ff_dim=96, output_dim=40, vlm_dim=192, dino_dim=64, num_queries=33, num_layers=3,
-    dtype=torch.bfloat16, blocks=24,
+    dtype=torch.bfloat16, blocks=26,
 )  # fmt: skip
 # Several blocks of the contracted axis a warp, passes a product, tiles of keys and values, and turns of every ring.
 LONG = WideShape(
@@ -94,9 +94,10 @@ def test_nan_in_a_true_token_reaches_every_output_and_no_later_launch(folder: Pa
 
 def test_every_unit_of_a_weight_is_in_one_stream() -> None:
     generator = torch.Generator().manual_seed(0)
+    names = ("qkv", "self_out", "up", "down", "output")
     sizes = ((3 * 128, 128), (128, 128), (512, 128), (128, 512), (200, 128))
     weights = [torch.randn(*size, generator=generator) for size in sizes]
-    streams = dealt_streams(weights, SMALL)
+    streams = dealt_streams(list(zip(names, weights, strict=True)), SMALL)
     assert streams.shape == (
         sum(weight.numel() for weight in weights) // SMALL.unit_elements,
         SMALL.unit_elements,
@@ -119,6 +120,7 @@ def test_every_unit_of_a_weight_is_in_one_stream() -> None:
         ({"hidden_dim": 1216, "num_heads": 19}, "width of 1216: must be from 128 to 1152"),
         ({"hidden_dim": 64, "num_heads": 1}, "width of 64: must be from 128 to 1152"),
         ({"num_queries": 128}, "128 queries of 1152: too much for 132 blocks"),
+        ({"num_layers": 6}, "6 layers: at most 5"),
         ({"blocks": 4}, "77 queries of 1152: too much for 4 blocks"),
     ],
 )
