@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -306,8 +307,10 @@ def test_a_call_allocates_nothing_and_does_not_wait(path: str) -> None:
     prepared(vlm, dino, **GRIDS)  # type: ignore[arg-type]
     torch.cuda.synchronize()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
         for _ in range(10):
             prepared(vlm, dino, **GRIDS)  # type: ignore[arg-type]
     finally:
