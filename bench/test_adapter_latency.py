@@ -35,6 +35,7 @@ def test_adapter_latency(case: Case, ceilings: Ceilings, rows: list[dict[str, An
     contest = Contest(case)
     row = contest.row(ceilings)
     rows.append(row)
+    contest.compare(row)
     benchmark.extra_info.update(row)
 
     def call_and_wait() -> None:
