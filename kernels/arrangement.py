@@ -11,7 +11,7 @@ __all__ = ["biases_and_sums", "dealt", "fragments", "placed", "side_by_side", "s
 def fragments(weight: Tensor) -> Tensor:
     """A weight [N, K] as the chain reads it, [N / 8, K / 32, 32, 8]: by unit of rows, block of columns and lane.
 
-    A lane has four columns of either half of a block, see `placed_input` in layout.cuh.
+    A lane has four columns of either half of a block, see `placed_input` in places.cuh.
     """
     units, blocks = weight.shape[0] // 8, weight.shape[1] // 32
     lanes = weight.reshape(units, 8, blocks, 2, 4, 4).permute(0, 2, 1, 4, 3, 5)
@@ -36,7 +36,7 @@ def sliced_fragments(weight: Tensor, slices: int) -> Tensor:
 
 
 def side_by_side(weight: Tensor) -> Tensor:
-    """A weight [N, K] with every 16 of its rows in the order of `side_by_side` of layout.cuh."""
+    """A weight [N, K] with every 16 of its rows in the order of `side_by_side` of places.cuh."""
     n, k = weight.shape
     return weight.reshape(n // 16, 4, 2, 2, k).transpose(1, 2).reshape(n, k)
 
@@ -54,7 +54,7 @@ def swizzled(weight: Tensor, columns: int) -> Tensor:
 
 
 def placed(rows: Tensor) -> Tensor:
-    """Rows [N, K] as blocks exchange them, [N / 16, K / 32, 16, 32]; see `placed` in layout.cuh."""
+    """Rows [N, K] as blocks exchange them, [N / 16, K / 32, 16, 32]; see `placed` in places.cuh."""
     n, k = rows.shape
     return rows.reshape(n // 16, 16, k // 32, 32).transpose(1, 2).contiguous()
 

@@ -150,7 +150,15 @@ class PersistentShape:
     @property
     def sources(self) -> tuple[str, ...]:
         """The files that the kernel is made of, in order."""
-        chain = ("rows.cuh", "product.cuh", "attention.cuh", "clearing.cuh", "chain.cuh", "adapter.cu")
+        chain = (
+            "rows.cuh",
+            "slices.cuh",
+            "product.cuh",
+            "attention.cuh",
+            "clearing.cuh",
+            "chain.cuh",
+            "adapter.cu",
+        )
         return (
             "sizes.cuh",
             "parameters.cuh",

@@ -18,7 +18,7 @@ _STAGES = 5
 _KEY_VALUE_PARTS = 2
 _KEY_VALUE_WIDTH = 192
 _KEY_VALUE_STAGES = 3
-# A thread holds its part of 16 rows in registers; two steps of keys and values at least.
+# A thread holds its part of 32 rows in registers; two steps of keys and values at least.
 _HIDDEN = range(128, 1152 + 1)
 _WIDE_PASS = 4
 _MOST_SLOTS = 10
@@ -61,6 +61,7 @@ class WideShape(PersistentShape):
     def sources(self) -> tuple[str, ...]:
         chain = (
             "rows.cuh",
+            "slices.cuh",
             "wide_attention.cuh",
             "wide_stream.cuh",
             "clearing.cuh",

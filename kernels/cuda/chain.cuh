@@ -123,6 +123,8 @@ struct Chain {
       if (part > 0) wait_for_weights();
       float result[UNITS][4] = {};
       multiply_rows<DIM>(at, a, region(turn), result);
+      // What the part before this has left there was read by all.
+      if (part > 0) block_sync();
       keep_slices(at, result, slices());
       block_sync();
       if (NORM && part == 0) low = row_statistics(row_sums(), at.group), high = row_statistics(row_sums(), at.group + 8);

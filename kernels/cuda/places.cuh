@@ -21,7 +21,7 @@ DEVICE int token_row(int token) { return token / 16 * 16 + side_by_side(token % 
 
 struct Place {
   int thread, warp, group, quad;  // group: lane / 4, a row or column of a fragment; quad: lane % 4, which eight of every 32 places
-  int rows, share;                // the block's first query row, and which of GROUPS it is
+  int rows, share;                // the block's first query row, and which of GROUPS it is, more where it is none
 };
 
 // UNWRITTEN is the largest of numbers, so that the largest word says whether any is unwritten.

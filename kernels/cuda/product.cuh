@@ -49,37 +49,19 @@ DEVICE void multiply_rows(const Place& at, const uint4 (&a)[BLOCKS][2], const un
   }
 }
 
-// What a warp made of its slice is left in 16 bits, in fp16 smaller, because raw sums may be more than fp16 holds.
-#ifdef HALF
-constexpr float SLICE_SCALE = 1.0f / 64;
-#else
-constexpr float SLICE_SCALE = 1;
-#endif
-
-// Leave the warps' slices as [UNITS, WARPS, lanes]: two columns of the rows `group` and `group` + 8.
+// Leave the warps' slices as [UNITS, WARPS, lanes].
 template <int UNITS>
 DEVICE void keep_slices(const Place& at, const float (&result)[UNITS][4], uint2* slices) {
 #pragma unroll
-  for (int unit = 0; unit < UNITS; unit++) {
-    const float* sums = result[unit];
-    slices[(unit * WARPS + at.warp) * 32 + (at.thread & 31)] =
-        uint2{pack(sums[0] * SLICE_SCALE, sums[1] * SLICE_SCALE), pack(sums[2] * SLICE_SCALE, sums[3] * SLICE_SCALE)};
-  }
+  for (int unit = 0; unit < UNITS; unit++) slices[(unit * WARPS + at.warp) * 32 + (at.thread & 31)] = slice_of(result[unit]);
 }
 
-// Eight columns of a diagonal, of ones or of another number.
-DEVICE uint32_t diagonal(const Place& at, float one) { return at.quad == at.group >> 1 ? pack(one, 0) << (at.group & 1) * 16 : 0; }
-
-// The sum of a unit's slices, which the tensor cores multiply by a diagonal, two at a time: adding them takes more instructions.
+// The sum of a unit's slices, in two sums, so that few products wait for each other.
 DEVICE void add_slices(const Place& at, const uint2* slices, int unit, float (&value)[4]) {
   const uint2* from = slices + unit * WARPS * 32 + (at.thread & 31);
-  uint32_t ones = diagonal(at, 1 / SLICE_SCALE);
   float sums[2][4] = {};
 #pragma unroll
-  for (int slice = 0; slice < WARPS; slice += 2) {
-    uint2 a = from[slice * 32], b = from[(slice + 1) * 32];
-    multiply_add(sums[slice / 2 & 1], a.x, a.y, b.x, b.y, ones, ones);
-  }
+  for (int slice = 0; slice < WARPS; slice += 2) add_two(at, sums[slice / 2 & 1], from + slice * 32);
 #pragma unroll
   for (int i = 0; i < 4; i++) value[i] = sums[0][i] + sums[1][i];
 }

@@ -49,8 +49,7 @@ struct Chain {
   DEVICE void next(Turn turn) { turns ^= 1 << turn; }
 
   DEVICE Element* buffers(int layer) const { return exchange.chain + (layer * LAYER_EXCHANGE - ATTENDED); }
-  // What the warps leave of a pass in 16 bits, [jobs, WARPS, lanes], two columns of rows `group` and `group` + 8; a job is a unit of a tile, and a warp
-  // finishes one.
+  // What the warps leave of a pass, [jobs, WARPS, lanes]; a job is a unit of a tile, and a warp finishes one.
   DEVICE uint2* slices(int odd) const { return (uint2*)(shared + SLICES_AT) + odd * (WARPS * WARPS * 32); }
   DEVICE float2* row_sums() const { return (float2*)(shared + SUMS_AT + odd(PRODUCT) * ROW_SUMS_BYTES); }
   DEVICE float* columns() const { return (float*)(shared + COLUMNS_AT + odd(PRODUCT) * COLUMNS_BYTES); }
@@ -160,10 +159,7 @@ struct Chain {
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
-      for (int unit = 0; unit < UNITS; unit++) {
-        const float(&sum)[4] = sums[tile][unit];
-        slices(odd(PASS))[((tile * UNITS + unit) * WARPS + at.warp) * 32 + lane()] = uint2{pack(sum[0], sum[1]), pack(sum[2], sum[3])};
-      }
+      for (int unit = 0; unit < UNITS; unit++) slices(odd(PASS))[((tile * UNITS + unit) * WARPS + at.warp) * 32 + lane()] = slice_of(sums[tile][unit]);
   }
 
   // Of rows that end in HIDDEN columns the blocks that make them leave sums and sums of squares, [tiles, GROUPS, 16], behind the rows: what the norm before
@@ -224,13 +220,8 @@ struct Chain {
   // For the last time that the warp itself has left; at once where there was none.
   DEVICE void wait_left() const { wait_for_arrival(left(), !odd(LEAVE)); }
 
-  // Add what two warps left of the job of this one in the last pass: a product with ones on the diagonal, once for each.
-  DEVICE void add_pair(float (&sum)[4], int pair) const {
-    const uint2* from = slices(!odd(PASS)) + (at.warp * WARPS + pair * 2) * 32 + lane();
-    uint2 first = from[0], second = from[32];
-    uint32_t ones = at.quad == at.group >> 1 ? ONE << (at.group & 1) * 16 : 0;
-    multiply_add(sum, first.x, first.y, second.x, second.y, ones, ones);
-  }
+  // Add what two warps left of the job of this one in the last pass.
+  DEVICE void add_pair(float (&sum)[4], int pair) const { add_two(at, sum, slices(!odd(PASS)) + (at.warp * WARPS + pair * 2) * 32 + lane()); }
 
   // A product, with the norm before it and GELU or the residual after it. It writes the next step's input: for QKV queries and keys
   // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; of DOWN, parts; behind the last layer the output. All wide ones share their code,

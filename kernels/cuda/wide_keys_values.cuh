@@ -48,10 +48,13 @@ struct KeysValues {
   DEVICE void leave(int step) const {
     if ((at.thread & 31) == 0) arrive(freed(step));
     int next = step + KV_STAGES;
-    if (at.thread != FETCHER || task_of(next) >= tasks()) return;
-    wait_for_arrival(freed(step), parity(step));
-    ask_for_weights(next);
-    ask_for_tokens(next);
+    if (at.thread == FETCHER && task_of(next) < tasks()) {
+      wait_for_arrival(freed(step), parity(step));
+      ask_for_weights(next);
+      ask_for_tokens(next);
+    }
+    // The warp multiplies together.
+    warp_sync();
   }
 
   // FETCHER has seen that the context is there.

@@ -11,7 +11,7 @@ struct Share {
     first = share * units / shares, last = min(share + 1, shares) * units / shares;
   }
   DEVICE int count() const { return last - first; }
-  // Units of this product that the blocks before this one have.
+  // Units of this product that the blocks before this one have, all of them where it has no slice.
   DEVICE int before() const { return min(slice, FF_SLICES - 1) * (HIDDEN / 8) + first; }
 };
 
@@ -84,10 +84,11 @@ struct Stream {
   }
 
   // To the unit behind the next `count`, WARPS at most, which all warps have multiplied: others take their places. A warp asks for one each, first those
-  // that have less to finish.
+  // of the second tile, which may not exist.
   DEVICE void advance(const Place& at, int count) {
     int unit = at.warp ^ 4;
     if (unit < count && turn + unit + SLOTS < all() && (at.thread & 31) == 0) ask(position.after(unit), turn + unit + SLOTS);
     position = position.after(count), turn += count;
+    warp_sync();
   }
 };

@@ -78,9 +78,9 @@ def test_it_is_exact_at_other_sizes(
 
 def test_those_sizes_are_what_they_are_meant_to_be() -> None:
     assert LONG.ff_slices == 2
-    # More weights than the ring holds, and more steps of keys and values than their stages.
-    assert LONG.ff_dim // 8 // LONG.groups > LONG.slots
-    assert 2 * LONG.num_layers * LONG.hidden_dim > LONG.blocks * 128
+    # More weights than the ring holds, and of its 250 tokens more tiles of keys and values than blocks.
+    assert LONG.ff_dim // 8 // LONG.wide_groups > LONG.slots
+    assert 2 * LONG.num_layers * LONG.hidden_dim // LONG.key_value_columns * 2 > LONG.blocks
     slices = replace(SMALL, ff_dim=320, blocks=14)
     assert (slices.ff_slices, slices.groups) == (5, 7)
     assert replace(SMALL, blocks=40).groups > SMALL.hidden_dim // 8
