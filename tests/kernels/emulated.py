@@ -18,9 +18,9 @@ COMPILER = which("g++")
 _INSTRUCTIONS = Path(__file__).with_name("emulation.h")
 _RUN = """
 static const Parameters* given;
-extern "C" bool run(const Parameters* parameters) {
+extern "C" bool run(const Parameters* parameters, int slow) {
   given = parameters;
-  return emulation::launch(GRID, SHARED_BYTES, [] { adapter(*given); });
+  return emulation::launch(GRID, SHARED_BYTES, [] { adapter(*given); }, slow);
 }
 """
 
@@ -32,9 +32,11 @@ class EmulatedKernel:
         self.shape = shape
         self._library = _compiled(shape, folder)
 
-    def launch(self, parameters: ctypes.Structure) -> None:
-        """One launch, done when this returns."""
-        assert self._library.run(ctypes.byref(parameters)), "the kernel waits for something that never comes"
+    def launch(self, parameters: ctypes.Structure, slow: int = -1) -> None:
+        """One launch, done when this returns; warp `slow` of every block has an eighth of the others' turns."""
+        assert self._library.run(ctypes.byref(parameters), slow), (
+            "the kernel waits for something that never comes"
+        )
 
 
 @cache

@@ -108,11 +108,12 @@ inline uint32_t narrow(float x) {
 #endif
 }
 
-// More turns of every thread than any launch here needs.
-constexpr int PATIENCE = 20000;
+// More turns of every thread than any launch here needs, and how many of them others have for one of a warp that is slow.
+constexpr int PATIENCE = 20000, SLOWER = 8;
 
-// Runs `body` in all threads of `blocks` blocks of 256; false if they wait for something that never comes.
-inline bool launch(int blocks, size_t shared_bytes, void (*body)()) {
+// Runs `body` in all threads of `blocks` blocks of 256, in turns, of which warp `slow` of every block has few, where it is one; false if they wait for
+// something that never comes.
+inline bool launch(int blocks, size_t shared_bytes, void (*body)(), int slow) {
   std::vector<std::unique_ptr<Block>> all;
   std::vector<std::unique_ptr<Fiber>> fibers;
   for (int index = 0; index < blocks; index++) {
@@ -142,11 +143,12 @@ inline bool launch(int blocks, size_t shared_bytes, void (*body)()) {
   }
   int turns = 0;
   for (bool busy = true; busy;) {
-    if (turns++ == PATIENCE) return false;
+    if (turns++ == PATIENCE * (slow < 0 ? 1 : SLOWER)) return false;
     busy = false;
     for (auto& fiber : fibers)
       if (!fiber->done) {
         busy = true;
+        if (fiber->thread / 32 == slow && turns % SLOWER > 0) continue;
         current = fiber.get();
         swapcontext(&scheduler, &current->context);
       }

@@ -78,10 +78,10 @@ class Emulation:
         vlm[:, length:] = torch.nan
         return vlm.to(s.dtype), dino.to(s.dtype)
 
-    def launch(self, vlm: Tensor, dino: Tensor, length: int) -> Tensor:
+    def launch(self, vlm: Tensor, dino: Tensor, length: int, slow: int = -1) -> Tensor:
         lengths = torch.tensor([length], dtype=torch.int32)
         table = self._table(self.packed)
-        self.kernel.launch(self.parameters.fill(vlm, dino, table, lengths, self.buffers))
+        self.kernel.launch(self.parameters.fill(vlm, dino, table, lengths, self.buffers), slow)
         return self.buffers.output.clone()
 
     def _table(self, packed: PackedAdapter) -> Tensor:
@@ -143,6 +143,14 @@ def test_it_is_exact_where_a_block_has_one_unit_of_columns_or_none(builds: Path)
     emulation = Emulation(shape, (40, 24), builds)
     vlm, dino = emulation.features(40)
     emulation.assert_exact(emulation.launch(vlm, dino, 40), vlm, dino, 40)
+
+
+@emulated
+def test_a_warp_far_behind_finds_what_the_others_left(builds: Path) -> None:
+    emulation = Emulation(LONG, (40, 24), builds)
+    vlm, dino = emulation.features(40)
+    together = emulation.launch(vlm, dino, 40)
+    assert torch.equal(emulation.launch(vlm, dino, 40, slow=0), together)
 
 
 @emulated

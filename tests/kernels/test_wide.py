@@ -76,6 +76,15 @@ def test_it_is_exact_at_other_sizes(
     emulation.assert_exact(emulation.launch(vlm, dino, length), vlm, dino, length)
 
 
+@emulated
+@pytest.mark.parametrize("slow", [0, 7])
+def test_a_warp_far_behind_finds_what_the_others_left(folder: Path, slow: int) -> None:
+    emulation = Emulation(SMALL, (40, 24), folder)
+    vlm, dino = emulation.features(40)
+    together = emulation.launch(vlm, dino, 40)
+    assert torch.equal(emulation.launch(vlm, dino, 40, slow=slow), together)
+
+
 def test_those_sizes_are_what_they_are_meant_to_be() -> None:
     assert LONG.ff_slices == 2
     # More weights than the ring holds, and of its 250 tokens more tiles of keys and values than blocks.
