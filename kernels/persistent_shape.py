@@ -165,6 +165,7 @@ class PersistentShape:
             "layout.cuh",
             "places.cuh",
             "projection.cuh",
+            "kept_keys_values.cuh",
             "keys_values.cuh",
             *chain,
         )

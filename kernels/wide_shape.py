@@ -74,6 +74,7 @@ class WideShape(PersistentShape):
             "wide_layout.cuh",
             "places.cuh",
             "projection.cuh",
+            "kept_keys_values.cuh",
             "wide_keys_values.cuh",
             *chain,
         )

@@ -1,8 +1,7 @@
-// The keys and values that all layers read from the context, [LAYERS, 2, padded * HIDDEN], placed as fragments are read.
+// How keys and values of all layers are made of the context.
 
 DEVICE int context_place(int token, int column) { return placed_input(token_row(token), column, HIDDEN); }
 
-constexpr int CONTEXT_STEPS = HIDDEN / 64, KEY_VALUE_COLUMNS = 2 * LAYERS * HIDDEN;
 // A block keeps the weights of its columns. Each four warps take 64 tokens after the other, straight into registers, so that one multiplies while the
 // other waits for its tokens or writes its results. In memory the weights lie as they do in a block, [KV_TILES, steps, KV_COLUMNS, 64], chunks
 // swizzled by `staged`, with zeros behind the last column; rows, and of every 16 places of the contracted axis, in the order of `side_by_side`.
@@ -61,7 +60,7 @@ struct KeysValues {
       for (int k = 0; k < HIDDEN / 16; k++) multiply_fragment(sums, rows[k], weights(k / 4) + k % 4 * 32);
       end_multiplying();
       multiplied(sums);
-      keep(token + at.warp % 4 * 16, sums);
+      keep_keys_values(at, exchange, total(), token + at.warp % 4 * 16, first_column(), sums);
     }
   }
 
@@ -78,34 +77,5 @@ struct KeysValues {
       for (int k = 0; k < HIDDEN / 16; k++) largest = max(largest, largest_word(rows[k]));
       return largest;
     });
-  }
-
-  // Sixteen tokens, in the order of `side_by_side`, of which a thread has four columns of two keys, or four values of two columns: both lie in
-  // memory 64 elements apart. The rows that do not exist are written as far as the buffer goes.
-  DEVICE void keep(int token, const float (&sums)[KV_COLUMNS / 8][4]) {
-    int padded = divide_up(total(), 32) * 32;
-    if (token >= padded) return;
-    Element* own = exchange.keys_values + ((at.group >> 1) * 4 + (at.group & 1)) * 32 + at.quad * 4;
-#pragma unroll
-    for (int unit = 0; unit < KV_COLUMNS / 16; unit++) {
-      int column = first_column() + unit * 16, part = column / HIDDEN;
-      if (column >= KEY_VALUE_COLUMNS) break;
-      column -= part * HIDDEN;
-      bool values = part % 2;
-      Element* to = own + part * padded * HIDDEN + (values ? placed_value(token, column) : placed(token, column, HIDDEN));
-      uint32_t words[2][2];
-#pragma unroll
-      for (int half = 0; half < 2; half++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          const float* x = sums[unit * 2 + i] + half * 2;
-          words[half][i] = pack(x[0], x[1]);
-        }
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        uint2 down = {transposed(words[0][i]), transposed(words[1][i])};
-        publish_four(to + i * 64, uint2{values ? down.x : words[i][0], values ? down.y : words[i][1]});
-      }
-    }
   }
 };

@@ -1,6 +1,5 @@
-// The keys and values that all layers read from the context, [LAYERS, 2, padded * HIDDEN], placed as fragments are read.
+// How keys and values of all layers are made of the context.
 
-constexpr int CONTEXT_STEPS = HIDDEN / 64, KEY_VALUE_COLUMNS = 2 * LAYERS * HIDDEN;
 // A block makes tiles of 128 tokens and KV_COLUMNS columns, four warps 64 tokens each. In memory the weights lie as they do in a stage, [KV_TILES,
 // steps, KV_COLUMNS, 64], chunks swizzled by `staged`, with zeros behind the last column; and so does the context, [tiles, steps, 128, 64], each 16
 // tokens in the order of `side_by_side`, with anything behind the last 32 of which one exists.
@@ -83,7 +82,8 @@ struct KeysValues {
 #pragma unroll
       for (int part = 0; part < KV_PARTS; part++) multiplied(sums[part]);
 #pragma unroll
-      for (int part = 0; part < KV_PARTS; part++) keep(task / KV_TILES * 128 + at.warp * 16, first_column + part * KV_WIDTH, sums[part]);
+      for (int part = 0; part < KV_PARTS; part++)
+        keep_keys_values(at, exchange, total(), task / KV_TILES * 128 + at.warp * 16, first_column + part * KV_WIDTH, sums[part]);
     }
   }
 
@@ -94,35 +94,6 @@ struct KeysValues {
       float4 bias = *(const float4*)(p.key_value_bias + min(first_column + unit * 16 + at.quad * 4, KEY_VALUE_COLUMNS - 4));
       float(&left)[4] = sums[unit * 2], (&right)[4] = sums[unit * 2 + 1];
       left[0] = left[2] = bias.x, left[1] = left[3] = bias.y, right[0] = right[2] = bias.z, right[1] = right[3] = bias.w;
-    }
-  }
-
-  // Sixteen tokens, in the order of `side_by_side`, of which a thread has four columns of two keys, or four values of two columns: both lie in
-  // memory 64 elements apart. The rows that do not exist are written as far as the buffer goes.
-  DEVICE void keep(int token, int first_column, const float (&sums)[KV_WIDTH / 8][4]) const {
-    int padded = divide_up(total(), 32) * 32;
-    if (token >= padded) return;
-    Element* own = exchange.keys_values + ((at.group >> 1) * 4 + (at.group & 1)) * 32 + at.quad * 4;
-#pragma unroll
-    for (int unit = 0; unit < KV_WIDTH / 16; unit++) {
-      int column = first_column + unit * 16, part = column / HIDDEN;
-      if (column >= KEY_VALUE_COLUMNS) break;
-      column -= part * HIDDEN;
-      bool values = part % 2;
-      Element* to = own + part * padded * HIDDEN + (values ? placed_value(token, column) : placed(token, column, HIDDEN));
-      uint32_t words[2][2];
-#pragma unroll
-      for (int half = 0; half < 2; half++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          const float* x = sums[unit * 2 + i] + half * 2;
-          words[half][i] = pack(x[0], x[1]);
-        }
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        uint2 down = {transposed(words[0][i]), transposed(words[1][i])};
-        publish_four(to + i * 64, uint2{values ? down.x : words[i][0], values ? down.y : words[i][1]});
-      }
     }
   }
 };
