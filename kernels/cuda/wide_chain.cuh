@@ -159,7 +159,7 @@ struct Chain {
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
-      for (int unit = 0; unit < UNITS; unit++) slices(odd(PASS))[((tile * UNITS + unit) * WARPS + at.warp) * 32 + lane()] = slice_of(sums[tile][unit]);
+      for (int unit = 0; unit < UNITS; unit++) slices(odd(PASS))[((tile * WIDE_PASS + unit) * WARPS + at.warp) * 32 + lane()] = slice_of(sums[tile][unit]);
   }
 
   // Of rows that end in HIDDEN columns the blocks that make them leave sums and sums of squares, [tiles, GROUPS, 16], behind the rows: what the norm before
@@ -247,7 +247,9 @@ struct Chain {
       int count = min(UNITS, share.count() - first);
       float before[4] = {};
       if (count > 0) {
-        multiply_units<UNITS>(a, count, first == 0, before);
+        // The last pass is often a short one.
+        if (WIDE && count <= UNITS / 2) multiply_units<UNITS / 2>(a, count, first == 0, before);
+        else multiply_units<UNITS>(a, count, first == 0, before);
         if (first == 0 && norm) take_sums<WIDE>(input);
         if (first == 0) copy_wait<0>();
         block_sync();
