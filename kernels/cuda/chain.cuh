@@ -115,39 +115,25 @@ struct Chain {
     block_sync();
     take<DIM>(at, buffers(layer) + input_of(KIND), a, [&] { clearing.advance(); });
     stamp(p.stamps, 6 + 2 * (layer * KINDS + KIND % KINDS));
-    if (NORM) sum_rows(at, a, row_sums());
-    float2 low = {0, 1}, high = {0, 1};
+    float2 statistics[2] = {{0, 1}, {0, 1}};
 #pragma unroll 1
     for (int part = 0; part < (KIND == KINDS ? OUT_PASSES : 1); part++) {
       if (part > 0) load_columns(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
       if (part > 0) wait_for_weights();
       float result[UNITS][4] = {};
+      RowSums sums = {};
+      // Side by side with the product; of a further part once more, which costs less than a branch.
+      if (NORM)
+#pragma unroll
+        for (int i = 0; i < BLOCKS; i++) sums.add(a[i]);
       multiply_rows<DIM>(at, a, region(turn), result);
       // What the part before this has left there was read by all.
       if (part > 0) block_sync();
       keep_slices(at, result, slices());
+      if (NORM && part == 0) sums.leave(at, row_sums());
       block_sync();
-      if (NORM && part == 0) low = row_statistics(row_sums(), at.group), high = row_statistics(row_sums(), at.group + 8);
-      // Not unrolled: what does not fit the instruction cache is slow.
-#pragma unroll 1
-      for (int unit = at.warp; unit < UNITS; unit += WARPS) {
-        float value[4];
-        add_slices(at, slices(), unit, value);
-        if (unit >= OWN) {
-          *query_of(unit - OWN) = make_float4(value[0], value[1], value[2], value[3]);
-          continue;
-        }
-        if (NORM) subtract_mean(value, low, high, column_sums[0]);
-        value[0] += bias[0].x, value[1] += bias[0].y, value[2] += bias[0].x, value[3] += bias[0].y;
-        // The next unit's.
-        bias[0] = bias[EACH - 1], column_sums[0] = column_sums[EACH - 1];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-          if (KIND == UP) value[j] = gelu(value[j]);
-          if (KIND == CROSS_OUT || KIND == DOWN) value[j] = residual[j] += value[j];
-        }
-        if (units.first + unit < units.last) write_unit<KIND>(layer, part, (units.first + unit) * 8, value);
-      }
+      // Warps that all have a unit need no branch.
+      if (UNITS >= WARPS || at.warp < UNITS) finish<KIND, UNITS>(layer, part, units, statistics, bias, column_sums);
       fetch_next<KIND>(layer, part);
       turn++;
       stamp(p.stamps, 7 + 2 * (layer * KINDS + KIND % KINDS + part));
@@ -165,27 +151,63 @@ struct Chain {
     }
   }
 
-  // The norm, of means and 1 / deviations of the rows `group` and `group` + 8.
-  DEVICE static void subtract_mean(float (&value)[4], float2 low, float2 high, float2 sums) {
-    value[0] = low.y * (value[0] - low.x * sums.x), value[1] = low.y * (value[1] - low.x * sums.y);
-    value[2] = high.y * (value[2] - high.x * sums.x), value[3] = high.y * (value[3] - high.x * sums.y);
+  // What the block's warps left of its units, from the warp's own on, all of these at once: a chain of instructions takes hardly longer twice. Means and
+  // 1 / deviations of the rows `group` and `group` + 8 are those of the first part.
+  template <int KIND, int UNITS, int EACH>
+  DEVICE void finish(int layer, int part, const Units<width_of(KIND)>& units, float2 (&statistics)[2], const float2 (&bias)[EACH],
+                     const float2 (&column_sums)[EACH]) {
+    constexpr int OWN = block_units(width_of(KIND));
+    float value[EACH][4];
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      // One too many is the last one again, and dropped.
+      int unit = at.warp + i * WARPS;
+      add_slices(at, slices(), min(unit, UNITS - 1), value[i]);
+      if (unit >= OWN && unit < UNITS) *query_of(unit - OWN) = make_float4(value[i][0], value[i][1], value[i][2], value[i][3]);
+    }
+    if (has_norm(KIND) && part == 0)
+#pragma unroll
+      for (int half = 0; half < 2; half++) statistics[half] = row_statistics(at, row_sums(), at.group + half * 8);
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      if (i * WARPS >= OWN) break;
+      if (has_norm(KIND)) subtract_mean(value[i], statistics, column_sums[i]);
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        value[i][j] += j & 1 ? bias[i].y : bias[i].x;
+        if (KIND == UP) value[i][j] = gelu(value[i][j]);
+        if (KIND == CROSS_OUT || KIND == DOWN) value[i][j] = residual[j] += value[i][j];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      int unit = at.warp + i * WARPS;
+      if (unit < OWN && units.first + unit < units.last) write_unit<KIND>(layer, part, (units.first + unit) * 8, value[i]);
+    }
+  }
+
+  // The norm of two columns of two rows.
+  DEVICE static void subtract_mean(float (&value)[4], const float2 (&rows)[2], float2 sums) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) value[i] = rows[i / 2].y * (value[i] - rows[i / 2].x * (i & 1 ? sums.y : sums.x));
   }
 
   // Write eight columns from `column` on.
   template <int KIND>
   DEVICE void write_unit(int layer, int part, int column, const float (&value)[4]) {
     constexpr int WIDTH = width_of(KIND);
-    int row = at.rows + at.group, own = column + at.quad * 2;
+    // What does not depend on the unit is found once.
+    int row = at.rows + at.group, own = at.quad * 2;
     uint2 pairs = {pack(value[0], value[1]), pack(value[2], value[3])};
     Element* output = buffers(layer);
     if (KIND == KINDS) {
-      Element* to = p.output + part * WIDTH + row * OUT + own;
+      Element* to = p.output + part * WIDTH + row * OUT + own + column;
       if (row < QUERIES) publish(to, pairs.x);
       if (row + 8 < QUERIES) publish(to + 8 * OUT, pairs.y);
     } else if (KIND != QKV) {
-      publish_four(output + (KIND == CROSS_OUT ? AFTER_CROSS : KIND == UP ? RAISED : AFTER_FF) + placed_input(row, own, WIDTH), pairs);
+      publish_four(output + (KIND == CROSS_OUT ? AFTER_CROSS : KIND == UP ? RAISED : AFTER_FF) + placed_input(row, own, WIDTH) + placed_input(0, column, WIDTH), pairs);
     } else if (column < 2 * HIDDEN) {
-      Element* to = output + QUERY_KEYS + placed(row, own, 2 * HIDDEN);
+      Element* to = output + QUERY_KEYS + placed(row, own, 2 * HIDDEN) + placed(0, column, 2 * HIDDEN);
       publish(to, pairs.x), publish(to + 8 * 32, pairs.y);
     } else {
       // Two rows of a column lie side by side among the values.

@@ -1,6 +1,6 @@
 // How keys and values of all layers are made of the context.
 
-DEVICE int context_place(int token, int column) { return placed_input(token_row(token), column, HIDDEN); }
+DEVICE uint32_t context_place(uint32_t token, uint32_t column) { return placed_input(token_row(token), column, HIDDEN); }
 
 // A block keeps the weights of its columns. Each four warps take 64 tokens after the other, straight into registers, so that one multiplies while the
 // other waits for its tokens or writes its results. In memory the weights lie as they do in a block, [KV_TILES, steps, KV_COLUMNS, 64], chunks

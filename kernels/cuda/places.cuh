@@ -1,23 +1,25 @@
 // What the kernels do alike: where elements lie in what blocks exchange, how they wait for it, and sums over lanes.
+//
+// Places are unsigned: dividing what may be negative takes twice the instructions.
 
 // Where an element lies in what blocks exchange and in keys, [rows / 16, width / 32, 16, 32]: a fragment is one run of 512 bytes.
-DEVICE int placed(int row, int column, int width) { return (row / 16 * (width / 32) + column / 32) * 512 + row % 16 * 32 + column % 32; }
+DEVICE uint32_t placed(uint32_t row, uint32_t column, uint32_t width) { return (row / 16 * (width / 32) + column / 32) * 512 + row % 16 * 32 + column % 32; }
 
 // The same for a product's input [rows / 16, width / 16, lanes, 8]: a lane's rows r and r + 8, two columns of either in turn, four columns a
 // lane, which is the order of the registers that multiply them.
-DEVICE int placed_input(int row, int column, int width) {
+DEVICE uint32_t placed_input(uint32_t row, uint32_t column, uint32_t width) {
   return (row / 16 * (width / 16) + column / 16) * 256 + (row % 8 * 4 + column % 16 / 4) * 8 + column % 4 / 2 * 4 + row % 16 / 8 * 2 + column % 2;
 }
 
 // The same for values, which are read along the keys: [keys / 32, HIDDEN, 32].
-DEVICE int placed_value(int key, int column) { return (key / 32 * HIDDEN + column) * 32 + key % 32; }
+DEVICE uint32_t placed_value(uint32_t key, uint32_t column) { return (key / 32 * HIDDEN + column) * 32 + key % 32; }
 
 // Of sixteen rows or columns that a product makes, where number `i` stands, so that a thread has four side by side: in a weight's rows, for the
 // columns of two products of eight, and among tokens, for the rows `group` and `group` + 8 of two lanes.
-DEVICE int side_by_side(int i) { return ((i >> 1 & 1) << 3) + (i >> 2 << 1) + (i & 1); }
+DEVICE uint32_t side_by_side(uint32_t i) { return ((i >> 1 & 1) << 3) + (i >> 2 << 1) + (i & 1); }
 
 // The row of the context that a token has, whose keys and values a thread then has side by side.
-DEVICE int token_row(int token) { return token / 16 * 16 + side_by_side(token % 16); }
+DEVICE uint32_t token_row(uint32_t token) { return token / 16 * 16 + side_by_side(token % 16); }
 
 struct Place {
   int thread, warp, group, quad;  // group: lane / 4, a row or column of a fragment; quad: lane % 4, which eight of every 32 places

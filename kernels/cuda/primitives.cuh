@@ -4,11 +4,19 @@ typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
 
 #define DEVICE __device__ __forceinline__
-#define SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+#define SHARED(name) extern __shared__ __align__(1024) unsigned char name##_memory[]; unsigned char* name = shared_address(name##_memory)
 
 DEVICE int thread_index() { return threadIdx.x; }
 DEVICE int block_index() { return blockIdx.x; }
 DEVICE void block_sync() { __syncthreads(); }
+
+// Where shared memory begins, in a register: the compiler would otherwise ask the hardware at every use, and wait for loads that are on their way.
+DEVICE unsigned char* shared_address(unsigned char* memory) {
+  asm volatile("" : "+l"(memory));
+  __builtin_assume(__isShared(memory));
+  return memory;
+}
+
 DEVICE void warp_sync() { __syncwarp(); }
 DEVICE bool warp_all(bool value) { return __all_sync(0xffffffffu, value); }
 DEVICE float warp_exchange(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }

@@ -58,7 +58,7 @@ struct StepCopies {
 };
 
 // Where the context lies, of which each kernel makes keys and values in its own way.
-DEVICE int context_place(int token, int column);
+DEVICE uint32_t context_place(uint32_t token, uint32_t column);
 
 struct Context {
   const Parameters& p;

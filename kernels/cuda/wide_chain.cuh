@@ -166,7 +166,7 @@ struct Chain {
   // the next product needs.
   DEVICE float2* sums_of(Element* rows, int tile, int share) const { return (float2*)(rows + ROWS * HIDDEN) + (tile * GROUPS + share) * 16; }
 
-  // What the norm needs of the rows, [TILES, WARPS, 16], a warp of every eighth block.
+  // What the norm needs of the rows, [TILES, 16, WARPS], a warp of every eighth block.
   template <bool WIDE>
   DEVICE void take_sums(Element* rows) {
     constexpr int TILES = WIDE ? 2 : 1, SHARES = divide_up(GROUPS, WARPS);
@@ -188,7 +188,7 @@ struct Chain {
     float2 sum = {0, 0};
 #pragma unroll
     for (int i = 0; i < SHARES; i++) sum.x += __uint_as_float(parts[i].x), sum.y += __uint_as_float(parts[i].y);
-    if (lane() < 16 * TILES) row_sums()[(tile * WARPS + at.warp) * 16 + row] = sum;
+    if (lane() < 16 * TILES) row_sums()[(tile * 16 + row) * WARPS + at.warp] = sum;
   }
 
   // Leave the sums of the block's columns of `rows`, of which a warp has a unit, or none: `residual`.
@@ -271,7 +271,7 @@ struct Chain {
       if (first == 0 && norm)
 #pragma unroll
         for (int half = 0; half < 2; half++)
-          statistics[half] = row_statistics(row_sums() + (WIDE ? at.warp / WIDE_PASS * WARPS * 16 : 0), at.group + half * 8);
+          statistics[half] = row_statistics(at, row_sums() + (WIDE ? at.warp / WIDE_PASS * 16 * WARPS : 0), at.group + half * 8);
     }
     if (!WIDE && kind != CROSS_QUERY) leave_sums(buffers(layer) + output_of(kind), share);
     stamp(p.stamps, 7 + layer * LAYER_STAMPS + kind % KINDS * 2);

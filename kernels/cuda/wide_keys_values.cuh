@@ -5,7 +5,7 @@
 // tokens in the order of `side_by_side`, with anything behind the last 32 of which one exists.
 constexpr int KV_TILES = divide_up(KEY_VALUE_COLUMNS, KV_COLUMNS), KV_TOKEN_BYTES = KV_STAGE_BYTES - KV_WEIGHT_BYTES;
 
-DEVICE int context_place(int token, int column) {
+DEVICE uint32_t context_place(uint32_t token, uint32_t column) {
   return (token / 128 * CONTEXT_STEPS + column / 64) * (KV_TOKEN_BYTES / 2) + swizzled_at(token_row(token) % 128, column % 64 / 8) / 2 + column % 8;
 }
 
