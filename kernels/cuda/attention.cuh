@@ -140,12 +140,12 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
   last = min(last, divide_up(count, 32));
   int block = first + at.warp;
   find(block);
-  pause(ahead);
+  pause_at_work(ahead);
   // Keys and values are on their way while the query is waited for. A warp without keys takes part for the query.
   load_query();
   load_block(block < last);
   while (!warp_all(largest_query() != UNWRITTEN)) {
-    relax(REST);
+    rest_at_work();
     load_query();
   }
   place_query();
@@ -153,7 +153,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, int column, const Ele
   while (block < last) {
     int base = block * 32;
     while (!warp_all(max(largest_key(), largest_value()) != UNWRITTEN)) {
-      relax(REST);
+      rest_at_work();
       load_block(true);
     }
     float scores[4][4] = {}, higher[2] = {largest[0], largest[1]};
@@ -227,7 +227,7 @@ DEVICE void merge_parts(const Place& at, int split, int head, const Element* par
   int place = (at.rows * HIDDEN + head * HEAD * 16) + at.thread * 8;
   bool own = at.thread % SPLITS == split;
   uint4 part[SPLITS], log[2];
-  await(MERGE_AHEAD, [&] {
+  await_at_work(MERGE_AHEAD, [&] {
     uint32_t largest = 0;
 #pragma unroll
     for (int half = 0; half < 2; half++) {

@@ -116,16 +116,16 @@ struct Chain {
     take<DIM>(at, buffers(layer) + input_of(KIND), a, [&] { clearing.advance(); });
     stamp(p.stamps, 6 + 2 * (layer * KINDS + KIND % KINDS));
     float2 statistics[2] = {{0, 1}, {0, 1}};
+    // Where there is one part, side by side with its product.
+    RowSums sums = {};
+    if (NORM)
+#pragma unroll
+      for (int i = 0; i < BLOCKS; i++) sums.add(a[i]);
 #pragma unroll 1
     for (int part = 0; part < (KIND == KINDS ? OUT_PASSES : 1); part++) {
       if (part > 0) load_columns(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
       if (part > 0) wait_for_weights();
       float result[UNITS][4] = {};
-      RowSums sums = {};
-      // Side by side with the product; of a further part once more, which costs less than a branch.
-      if (NORM)
-#pragma unroll
-        for (int i = 0; i < BLOCKS; i++) sums.add(a[i]);
       multiply_rows<DIM>(at, a, region(turn), result);
       // What the part before this has left there was read by all.
       if (part > 0) block_sync();
@@ -278,7 +278,7 @@ struct Chain {
     float2 bias = {0, 0};
     if (own) bias = *(const float2*)(columns_of<SELF_OUT>(p, layer) + query * HIDDEN + column);
     bool first_time = true;
-    await(SUM_AHEAD, [&] {
+    await_at_work(SUM_AHEAD, [&] {
       uint32_t largest = 0;
 #pragma unroll
       for (int i = 0; i < HEADS; i++)
@@ -333,7 +333,7 @@ struct Chain {
       renew(at.share), renew(at.thread);
       if (self) product<QKV>(layer);
       if (attends) attend_in(layer, self);
-      else pause(self ? SELF_AHEAD : CROSS_AHEAD);
+      else pause_at_work(self ? SELF_AHEAD : CROSS_AHEAD);
       if (self) {
         if (attends) wait_for_weights();
         // What is kept is there, and what the warps left has been read.

@@ -34,12 +34,22 @@ DEVICE void load_missing(uint4& v, const void* from) {
   if (largest_word(v) == UNWRITTEN) v = load_fresh(from);
 }
 
+// Between two looks at what others write; the sum is zero.
+DEVICE void rest_at_work() { relax(REST + multiply_nothing<1>()); }
+
 // Ask for what others write until all lanes of the warp have it: `load` asks, and returns the largest word. Not before so many cycles are over
 // in which it can hardly come: what was looked at before it is written comes later by more than a look takes.
 template <typename Load>
 DEVICE void await(int cycles, Load load) {
   pause(cycles);
   while (!warp_all(load() != UNWRITTEN)) relax(REST);
+}
+
+// The same between products of the chain, the tensor cores kept at work.
+template <typename Load>
+DEVICE void await_at_work(int cycles, Load load) {
+  pause_at_work(cycles);
+  while (!warp_all(load() != UNWRITTEN)) rest_at_work();
 }
 
 DEVICE float quad_sum(float x) {

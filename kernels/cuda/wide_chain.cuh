@@ -94,7 +94,7 @@ struct Chain {
         a[tile][step] = make_uint4(word, word, word, word);
       }
     }
-    await(INPUT_AHEAD, [&] {
+    await_at_work(INPUT_AHEAD, [&] {
 #pragma unroll
       for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
@@ -176,7 +176,7 @@ struct Chain {
     uint2 parts[SHARES];
 #pragma unroll
     for (int i = 0; i < SHARES; i++) parts[i].x = parts[i].y = there && at.warp + i * WARPS < GROUPS ? UNWRITTEN : 0;
-    await(0, [&] {
+    await_at_work(0, [&] {
       uint32_t largest = 0;
 #pragma unroll
       for (int i = 0; i < SHARES; i++)
@@ -327,7 +327,7 @@ struct Chain {
       uint4 sums[FF_SLICES];
 #pragma unroll
       for (int slice = 0; slice < FF_SLICES; slice++) sums[slice] = make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN);
-      await(SUM_AHEAD, [&] {
+      await_at_work(SUM_AHEAD, [&] {
         uint32_t largest = 0;
 #pragma unroll
         for (int slice = 0; slice < FF_SLICES; slice++) load_missing(sums[slice], from + slice * SLICE);
@@ -370,7 +370,7 @@ struct Chain {
       int layer = half / 2;
       bool self = half % 2 == 0;
       if (at.share < HEADS) attend_in(layer, self);
-      else pause(self ? SELF_AHEAD : CROSS_AHEAD);
+      else pause_at_work(self ? SELF_AHEAD : CROSS_AHEAD);
 #pragma unroll 1
       for (int kind = self ? SELF_OUT : CROSS_OUT, last = self ? CROSS_QUERY : CROSS_OUT; kind <= last; kind++) product<false>(layer, kind);
       if (self) continue;

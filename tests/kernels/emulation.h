@@ -323,4 +323,9 @@ inline void renew(int&) {}
 template <typename T> T* settled(T* address) { return address; }
 inline void relax(int) { emulation::yield(); }
 inline void pause(int) { emulation::yield(); }
+inline void pause_at_work(int) { emulation::yield(); }
+template <int TIMES>
+uint32_t multiply_nothing() {
+  return 0;
+}
 inline void stamp(unsigned long long*, int) {}
