@@ -76,5 +76,8 @@ constexpr int SUMS_AT = larger(larger(STAGES * STAGE_BYTES, KV_WEIGHTS_AT + KV_B
 constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 4 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE && CHAIN_PARTS == EXPECTED_PARTS, "kernels/persistent_shape.py");
 
+// Units of 16 columns of the context that a warp finishes at once, and parts that it asks for at once.
+constexpr int FINISHED_UNITS = 2, PARTS_AT_ONCE = 8 / PART_WORDS;
+
 // How much further in the context, as `context_place` has it, two more columns are.
 constexpr int CONTEXT_STEP = 4;

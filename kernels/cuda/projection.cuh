@@ -159,88 +159,89 @@ struct Context {
       publish(exchange.context + context_place(total + pair / (HIDDEN / 2), pair % (HIDDEN / 2) * 2), 0);
   }
 
-  // Parts added, 16 tokens and 32 columns a warp: the context, at its `context_place`.
+  // Parts added, 16 tokens and FINISHED_UNITS of 16 columns a warp: the context, at its `context_place`.
   DEVICE void finish(int length) const {
-    constexpr int TASKS = 8 * CONTEXT_UNITS / 2;
+    constexpr int TASKS_OF_SLAB = CONTEXT_UNITS / FINISHED_UNITS, TASKS = 8 * TASKS_OF_SLAB;
     int ahead = PARTS_AHEAD;
 #pragma unroll 1
     for (int task = at.warp * GRID + block_index(); task < tiles_of(p) * TASKS; task += GRID * WARPS) {
       Tile tile(p, task / TASKS);
-      int slab = task % TASKS / (CONTEXT_UNITS / 2);
-      if (slab * 16 < tile.tokens) finish_units(tile, slab, task % (CONTEXT_UNITS / 2) * 2, length, ahead);
+      int slab = task % TASKS / TASKS_OF_SLAB;
+      if (slab * 16 < tile.tokens) finish_units(tile, slab, task % TASKS_OF_SLAB * FINISHED_UNITS, length, ahead);
     }
   }
 
   DEVICE void finish_units(const Tile& tile, int slab, int unit, int length, int& ahead) const {
-    constexpr int EACH = 8 / PART_WORDS;
+    constexpr int UNITS = FINISHED_UNITS, EACH = PARTS_AT_ONCE;
     int from = tile.team_of(p, tile.first), count = tile.team_of(p, tile.last - 1) - from + 1;
     int column = unit * 16 + at.quad * 4, inside = slab * 16 + at.group, token = (tile.vlm ? p.dino_tokens : 0) + tile.row + inside;
     const uint4* all_rows = settled(exchange.statistics + (from + tile.index) * 64 + slab * 8 + at.group);
     uint4* all_parts = settled(part_of(from + tile.index, slab, unit));
     const float* places_from = settled(p.table + (size_t)token * HIDDEN + column);
-    float4 weight_sums[2], places[4] = {};
+    float4 weight_sums[UNITS], places[2 * UNITS] = {};
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      if (i < 2) weight_sums[i] = *(const float4*)((tile.vlm ? p.vlm_sums : p.dino_sums) + column + i * 16);
-      if (inside + i / 2 * 8 < tile.tokens) places[i] = *(const float4*)(places_from + i / 2 * 8 * HIDDEN + i % 2 * 16);
+    for (int i = 0; i < 2 * UNITS; i++) {
+      if (i < UNITS) weight_sums[i] = *(const float4*)((tile.vlm ? p.vlm_sums : p.dino_sums) + column + i * 16);
+      if (inside + i / UNITS * 8 < tile.tokens) places[i] = *(const float4*)(places_from + i / UNITS * 8 * HIDDEN + i % UNITS * 16);
     }
-    float value[2][8] = {};
+    float value[UNITS][8] = {};
     float2 statistics[2] = {};
 #pragma unroll 1
-    for (int first = 0; first < count; first += EACH) {
-      uint4 rows[EACH], parts[2][EACH][PART_WORDS];
+    for (int left = count; left > 0; left -= EACH) {
+      uint4 rows[EACH], parts[UNITS][EACH][PART_WORDS];
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
-        uint32_t word = first + i < count ? UNWRITTEN : 0;
+        uint32_t word = i < left ? UNWRITTEN : 0;
         rows[i] = make_uint4(word, word, word, word);
 #pragma unroll
-        for (int part = 0; part < 2 * PART_WORDS; part++) parts[part / PART_WORDS][i][part % PART_WORDS] = rows[i];
+        for (int part = 0; part < UNITS * PART_WORDS; part++) parts[part / PART_WORDS][i][part % PART_WORDS] = rows[i];
       }
       auto part_at = [&](int i, int word) {
-        return all_parts + (first + i) * (8 * CONTEXT_UNITS * 32 * PART_WORDS) + word / PART_WORDS * 32 * PART_WORDS + word % PART_WORDS;
+        return all_parts + i * (8 * CONTEXT_UNITS * 32 * PART_WORDS) + word / PART_WORDS * 32 * PART_WORDS + word % PART_WORDS;
       };
       await(ahead, [&] {
         uint32_t largest = 0;
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-          load_missing(rows[i], all_rows + (first + i) * 64);
+          load_missing(rows[i], all_rows + i * 64);
 #pragma unroll
-          for (int word = 0; word < 2 * PART_WORDS; word++) load_missing(parts[word / PART_WORDS][i][word % PART_WORDS], part_at(i, word));
+          for (int word = 0; word < UNITS * PART_WORDS; word++) load_missing(parts[word / PART_WORDS][i][word % PART_WORDS], part_at(i, word));
         }
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
           largest = max(largest, largest_word(rows[i]));
 #pragma unroll
-          for (int word = 0; word < 2 * PART_WORDS; word++) largest = max(largest, largest_word(parts[word / PART_WORDS][i][word % PART_WORDS]));
+          for (int word = 0; word < UNITS * PART_WORDS; word++) largest = max(largest, largest_word(parts[word / PART_WORDS][i][word % PART_WORDS]));
         }
         return largest;
       });
       ahead = 0;
 #pragma unroll
       for (int i = 0; i < EACH; i++) {
-        if (first + i >= count) break;
+        if (i >= left) break;
         // Nobody else reads them.
 #pragma unroll
-        for (int word = 0; word < 2 * PART_WORDS; word++) publish_eight(part_at(i, word), make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN));
-        add_part(value[0], parts[0][i]);
-        add_part(value[1], parts[1][i]);
+        for (int word = 0; word < UNITS * PART_WORDS; word++) publish_eight(part_at(i, word), make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN));
+#pragma unroll
+        for (int j = 0; j < UNITS; j++) add_part(value[j], parts[j][i]);
         statistics[0].x += __uint_as_float(rows[i].x), statistics[0].y += __uint_as_float(rows[i].y);
         statistics[1].x += __uint_as_float(rows[i].z), statistics[1].y += __uint_as_float(rows[i].w);
       }
+      all_rows += EACH * 64, all_parts = part_at(EACH, 0);
     }
     float one = tile.vlm ? 1.0f / VLM_DIM : 1.0f / DINO_DIM;
     float2 row[2] = {mean_and_scale(statistics[0], one), mean_and_scale(statistics[1], one)};
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      int half = i / 2;
+    for (int i = 0; i < 2 * UNITS; i++) {
+      int half = i / UNITS;
       if (inside + half * 8 >= tile.tokens) break;
-      const float* x = value[i % 2] + half * 4;
-      float4 sum = weight_sums[i % 2], place = places[i];
+      const float* x = value[i % UNITS] + half * 4;
+      float4 sum = weight_sums[i % UNITS], place = places[i];
       auto finished = [&](float x, float sum, float place) { return row[half].y * (x - row[half].x * sum) + place; };
       uint2 words = {pack(finished(x[0], sum.x, place.x), finished(x[1], sum.y, place.y)), pack(finished(x[2], sum.z, place.z), finished(x[3], sum.w, place.w))};
       // What lies behind the true length may be anything.
       if (tile.vlm && tile.row + inside + half * 8 >= length) words = {0, 0};
-      Element* to = exchange.context + context_place(token + half * 8, column + i % 2 * 16);
+      Element* to = exchange.context + context_place(token + half * 8, column + i % UNITS * 16);
       if (CONTEXT_STEP == 2) publish_four(to, words);
       else publish(to, words.x), publish(to + CONTEXT_STEP, words.y);
     }

@@ -86,5 +86,10 @@ constexpr int SHARED_BYTES = SOURCES_AT + (MOST_TURNS + 1) * 4;
 static_assert(6 * LAYERS - 2 <= 32, "a lane for every product");
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE && CHAIN_PARTS == EXPECTED_PARTS, "kernels/wide_shape.py");
 
+// Units of 16 columns of the context that a warp finishes at once, so many that 640 tokens are one round of all warps, since each round waits for the
+// cache; and parts that it asks for at once. HIDDEN is a multiple of four units.
+constexpr int FINISHED_UNITS = 640 / 16 * (HIDDEN / 16) / 2 <= GRID * WARPS ? 2 : HIDDEN / 16 % 3 == 0 ? 3 : 4;
+constexpr int PARTS_AT_ONCE = FINISHED_UNITS == 2 ? 8 / PART_WORDS : 4;
+
 // How much further in the context, as `context_place` has it, two more columns are.
 constexpr int CONTEXT_STEP = 2;
