@@ -39,8 +39,8 @@ constexpr int AFTER_FF = RAISED + ROWS * FF, LAYER_EXCHANGE = AFTER_FF + ROWS * 
 // sets of what many read: [EXCHANGE] for the chain, the context [padded, HIDDEN], keys and values [LAYERS, 2, padded * HIDDEN], statistics of the
 // rows of the context's parts.
 struct Exchange {
-  Element *chain_parts, *chain, *context, *keys_values, *end;
-  uint4 *parts, *statistics;
+  Element *chain_parts, *chain, *context, *keys_values;
+  uint4 *parts, *statistics, *cleared, *end;
   DEVICE Exchange() {}
   DEVICE Exchange(const Parameters& p, int set) {
     int padded = divide_up(p.vlm_tokens + p.dino_tokens, 32) * 32;
@@ -51,7 +51,8 @@ struct Exchange {
     context = chain + EXCHANGE;
     keys_values = context + padded * HIDDEN;
     statistics = (uint4*)(keys_values + 2 * LAYERS * padded * HIDDEN);
-    end = (Element*)(statistics + numbers * 64);
+    cleared = (uint4*)chain;
+    end = statistics + numbers * 64;
   }
 };
 
@@ -76,8 +77,9 @@ constexpr int SUMS_AT = larger(larger(STAGES * STAGE_BYTES, KV_WEIGHTS_AT + KV_B
 constexpr int ARRIVALS_AT = SUMS_AT + 1024, SHARED_BYTES = ARRIVALS_AT + 4 * 8;
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE && CHAIN_PARTS == EXPECTED_PARTS, "kernels/persistent_shape.py");
 
-// Units of 16 columns of the context that a warp finishes at once, and parts that it asks for at once.
+// Units of 16 columns of the context that a warp finishes at once, and parts that it asks for at once, which it clears.
 constexpr int FINISHED_UNITS = 2, PARTS_AT_ONCE = 8 / PART_WORDS;
+constexpr bool READER_CLEARS = true;
 
 // How much further in the context, as `context_place` has it, two more columns are.
 constexpr int CONTEXT_STEP = 4;

@@ -220,8 +220,10 @@ struct Context {
       for (int i = 0; i < EACH; i++) {
         if (i >= left) break;
         // Nobody else reads them.
+        if (READER_CLEARS) {
 #pragma unroll
-        for (int word = 0; word < UNITS * PART_WORDS; word++) publish_eight(part_at(i, word), make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN));
+          for (int word = 0; word < UNITS * PART_WORDS; word++) publish_eight(part_at(i, word), make_uint4(UNWRITTEN, UNWRITTEN, UNWRITTEN, UNWRITTEN));
+        }
 #pragma unroll
         for (int j = 0; j < UNITS; j++) add_part(value[j], parts[j][i]);
         statistics[0].x += __uint_as_float(rows[i].x), statistics[0].y += __uint_as_float(rows[i].y);

@@ -3,7 +3,8 @@
 // The context as in layout.cuh; then keys and values of all layers, then the chain of short steps on the queries. The context, and keys and values, are
 // waited for by all blocks, which count themselves; what the chain exchanges is written over a pattern that no result has (UNWRITTEN), and whoever
 // needs it reads until the pattern is gone. Of that there are two sets: a launch uses one and clears the other for the launch after it. Parts, which
-// one reads, have one set, which that reader clears.
+// one reads, have one set: those of the chain are cleared by that reader, those of the context along with the other set, once all have read them, so
+// that nobody waits for that before keys and values.
 //
 // A block has a tile of 16 query rows and a share of the columns of what ends in HIDDEN columns. Of the wide products it has two tiles, so that fewer
 // blocks read their weights, which are what takes longest. Its weights are one stream of units of 8 columns, in the order in which it multiplies
@@ -37,22 +38,25 @@ constexpr int EXCHANGE = LAYERS * LAYER_EXCHANGE - ATTENDED;
 // Elements of what the blocks of DOWN leave, fp32 sums.
 constexpr int CHAIN_PARTS = LAYERS * FF_SLICES * ROWS * HIDDEN * 2;
 
-// What one reader has, or all after they waited for all; behind it one of two sets of what many read: [EXCHANGE] for the chain, and statistics of
-// the rows of the context's parts.
+// What one reader has, or all after they waited for all; behind it two sets of what many read: [EXCHANGE] for the chain, and statistics of the rows of
+// the context's parts. Those parts lie between the two, so that they are cleared in one piece with either.
 struct Exchange {
-  Element *context, *keys_values, *chain, *end;
-  uint4 *chain_parts, *parts, *statistics;
+  Element *context, *keys_values, *chain;
+  uint4 *chain_parts, *parts, *statistics, *cleared, *end;
   DEVICE Exchange() {}
   DEVICE Exchange(const Parameters& p, int set) {
     int padded = divide_up(p.vlm_tokens + p.dino_tokens, 32) * 32;
     int numbers = TEAMS + tiles_of(p);
     chain_parts = (uint4*)p.exchange;
-    parts = chain_parts + CHAIN_PARTS / 8;
-    context = (Element*)(parts + numbers * (16 * HIDDEN * PART_WORDS));
+    context = (Element*)(chain_parts + CHAIN_PARTS / 8);
     keys_values = context + divide_up(p.vlm_tokens + p.dino_tokens, 128) * 128 * HIDDEN;
-    chain = keys_values + 2 * LAYERS * padded * HIDDEN + (size_t)set * (EXCHANGE + numbers * (64 * 8));
+    int of_set = EXCHANGE / 8 + numbers * 64, of_parts = numbers * (16 * HIDDEN * PART_WORDS);
+    uint4* first = (uint4*)(keys_values + 2 * LAYERS * padded * HIDDEN);
+    parts = first + of_set;
+    chain = (Element*)(first + (size_t)set * (of_set + of_parts));
     statistics = (uint4*)(chain + EXCHANGE);
-    end = (Element*)(statistics + numbers * 64);
+    cleared = first + set * of_set;
+    end = cleared + of_set + of_parts;
   }
 };
 
@@ -90,6 +94,7 @@ static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCH
 // cache; and parts that it asks for at once. HIDDEN is a multiple of four units.
 constexpr int FINISHED_UNITS = 640 / 16 * (HIDDEN / 16) / 2 <= GRID * WARPS ? 2 : HIDDEN / 16 % 3 == 0 ? 3 : 4;
 constexpr int PARTS_AT_ONCE = FINISHED_UNITS == 2 ? 8 / PART_WORDS : 4;
+constexpr bool READER_CLEARS = false;
 
 // How much further in the context, as `context_place` has it, two more columns are.
 constexpr int CONTEXT_STEP = 2;
