@@ -164,9 +164,6 @@ DEVICE void wait_for_arrival(uint64_t* arrival, int parity) {
                :: "r"(shared_address(arrival)), "r"(parity) : "memory");
 }
 
-// What other threads wrote before they counted is there for those who saw the count, both of them fenced by this.
-DEVICE void fence_grid() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
-
 // Past the first-level cache, which does not see what other blocks write. Volatile, so that it stays where it stands.
 DEVICE uint4 load_fresh(const void* from) {
   uint4 v;
@@ -209,6 +206,17 @@ DEVICE void count(unsigned long long* counter) { asm volatile("red.relaxed.gpu.g
 DEVICE unsigned long long counted(const unsigned long long* counter) {
   unsigned long long count;
   asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(count) : "l"(counter) : "memory");
+  return count;
+}
+
+// The same two, so that what was written before the count is there for those who saw it. Unlike with a fence, whoever looks waits for no writes of its own.
+DEVICE void release_count(unsigned long long* counter) {
+  asm volatile("red.release.gpu.global.add.u64 [%0], 1;" :: "l"(counter) : "memory");
+}
+
+DEVICE unsigned long long acquire_count(const unsigned long long* counter) {
+  unsigned long long count;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(count) : "l"(counter) : "memory");
   return count;
 }
 

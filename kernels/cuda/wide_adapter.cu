@@ -3,14 +3,11 @@
 // Of what is waited for by all blocks: `count_block` once a block is done, `await_blocks`, by whoever needs it, until all are.
 DEVICE void count_block(const Place& at, unsigned long long* counter) {
   block_sync();
-  if (at.thread > 0) return;
-  fence_grid();
-  count(counter);
+  if (at.thread == 0) release_count(counter);
 }
 
 DEVICE void await_blocks(const unsigned long long* counter, unsigned long long count) {
-  while (counted(counter) < count) relax(REST);
-  fence_grid();
+  while (acquire_count(counter) < count) relax(REST);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_constant__ Parameters p) {

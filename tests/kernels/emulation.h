@@ -308,7 +308,6 @@ inline void wait_for_arrival(uint64_t* at, int parity) {
     emulation::yield();
   }
 }
-inline void fence_grid() {}
 inline uint4 load_fresh(const void* from) { uint4 v; std::memcpy(&v, from, 16); return v; }
 inline void load_fresh_if(bool exists, uint4& v, const void* from) { if (exists) v = load_fresh(from); }
 inline void publish(void* to, uint32_t word) { std::memcpy(to, &word, 4); }
@@ -318,6 +317,8 @@ inline uint4 as_words(float a, float b, float c, float d) { return {__float_as_u
 inline void publish_eight(void* to, uint4 words) { std::memcpy(to, &words, 16); }
 inline void count(unsigned long long* counter) { ++*counter; }
 inline unsigned long long counted(const unsigned long long* counter) { return *counter; }
+inline void release_count(unsigned long long* counter) { count(counter); }
+inline unsigned long long acquire_count(const unsigned long long* counter) { return *counter; }
 
 inline void renew(int&) {}
 template <typename T> T* settled(T* address) { return address; }
