@@ -29,7 +29,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
     exchange = Exchange(p, launch & 1);
   });
   stamp(p.stamps, 1);
-  fence_copies();
   block_sync();
   keys_values.begin();
   Stream stream = {shared, (const unsigned char*)p.weights, {0, 0}, 0};
