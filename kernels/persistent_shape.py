@@ -16,7 +16,7 @@ _WIDEST = 11
 _WIDEST_FEED_FORWARD = 3072
 _STAGES = 5
 # About as many parts has a tile of the context at most: twice as many as `finish_units` in projection.cuh reads at
-# once, of fp16 adapters four times.
+# once, four times where it reads but four (fp16, the widest adapters).
 _PARTS = 14
 # Of a block's shared memory, what sums and arrivals take, and what the context may use; a kilobyte stays
 # free.

@@ -30,13 +30,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   });
   stamp(p.stamps, 1);
   block_sync();
-  keys_values.begin();
-  Stream stream = {shared, (const unsigned char*)p.weights, {0, 0}, 0};
-  // A warp that has less of the context than others.
-  if (at.warp == WARPS - 1) stream.begin(lane);
+  // A warp that has less of the context than others. More weights at once would be in the way of the context's parts: they come while blocks are counted.
+  bool last_warp = at.warp == WARPS - 1;
+  if (last_warp && lane == 0) keys_values.begin(0, 1);
   context.finish_padding();
   context.finish(length);
   count_block(at, p.counter + 1);
+  Stream stream = {shared, (const unsigned char*)p.weights, {0, 0}, 0};
+  if (last_warp) {
+    if (lane == 0) keys_values.begin(1, KV_STAGES);
+    stream.begin(lane);
+    // The warp multiplies together.
+    warp_sync();
+  }
   if (thread == FETCHER) await_blocks(p.counter + 1, (launch + 1) * GRID);
   stamp(p.stamps, 3);
   keys_values.run();

@@ -36,11 +36,10 @@ struct KeysValues {
     copy_bulk(stage(step), from, KV_TOKEN_BYTES, arrival(step));
   }
 
-  // What need not wait for the context.
-  DEVICE void begin() const {
-    if (at.thread != FETCHER) return;
+  // What need not wait for the context, of steps `step` to `end` - 1.
+  DEVICE void begin(int step, int end) const {
 #pragma unroll 1
-    for (int step = 0; step < KV_STAGES && task_of(step) < tasks(); step++) ask_for_weights(step);
+    for (; step < end && task_of(step) < tasks(); step++) ask_for_weights(step);
   }
 
   // The warp has multiplied a step. Once all have, the one that takes its place is asked for.

@@ -10,7 +10,7 @@
 // blocks read their weights, which are what takes longest. Its weights are one stream of units of 8 columns, in the order in which it multiplies
 // them, and pass through a ring in shared memory: they keep coming while the block waits for its input.
 
-// The thread that waits for the context and asks for what keys and values are made of: the one that takes the times.
+// The thread that waits for the context and asks for what keys and values are made of, but for the first weights: the one that takes the times.
 constexpr int FETCHER = 0;
 // Row tiles of the wide products, which take two at once; of an odd number the last block's second one does not exist.
 constexpr int WIDE_TILES = divide_up(ROW_TILES, 2), WIDE_GROUPS = GRID / WIDE_TILES;
