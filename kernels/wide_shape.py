@@ -24,6 +24,11 @@ _WIDE_PASS = 4
 _MOST_SLOTS = 10
 # A lane finds where the weights of a product lie.
 _MOST_LAYERS = 5
+# Of the context, whose units of keys and values have numbers of 16 bits, as those of weights.
+_MOST_TOKENS = 4096
+_MOST_NUMBERS = 1 << 16
+# What a token has in a head, keys and values.
+_KEY_BYTES = 2 * 64 * 2
 # What only the other kernel is told.
 _OTHER_DEFINES = ("OUT_PASSES", "KV_COLUMNS", "ROOM")
 # Of a block's shared memory, what the chain may use: without a kilobyte that stays free.
@@ -53,6 +58,9 @@ class WideShape(PersistentShape):
         few = self.groups < self.num_heads or self.wide_groups < self.ff_slices or self._narrow > 8
         if few or self.slots < max(self._narrow, _WIDE_PASS):
             return f"{self.num_queries} queries of {self.hidden_dim}: too much for {self.blocks} blocks"
+        if self._weight_units + self._key_units > _MOST_NUMBERS:
+            units = f"{self._weight_units} units of weights, {self._key_units} of keys and values"
+            return f"{units}: {_MOST_NUMBERS} at most"
         if self.shared_bytes > shared_memory:
             return f"{self.shared_bytes} bytes of shared memory: the device has {shared_memory} a block"
         return None
@@ -62,8 +70,8 @@ class WideShape(PersistentShape):
         chain = (
             "rows.cuh",
             "slices.cuh",
-            "wide_attention.cuh",
             "wide_stream.cuh",
+            "wide_attention.cuh",
             "clearing.cuh",
             "wide_chain.cuh",
             "wide_adapter.cu",
@@ -99,8 +107,18 @@ class WideShape(PersistentShape):
 
     @cached_property
     def unit_elements(self) -> int:
-        """Elements of a unit of 8 columns, in memory and in the ring."""
+        """Elements of a unit of 8 columns in memory."""
         return 8 * max(self.hidden_dim, self.ff_dim // self.ff_slices)
+
+    @cached_property
+    def slot_bytes(self) -> int:
+        """What a unit takes in the ring, of keys and values those of 32 tokens at least."""
+        return max(2 * self.unit_elements, 32 * _KEY_BYTES)
+
+    @cached_property
+    def unit_keys(self) -> int:
+        """Tokens whose keys and values in a head are a unit."""
+        return 32 if self.slot_bytes < 64 * _KEY_BYTES else 64
 
     @cached_property
     def wide_groups(self) -> int:
@@ -129,10 +147,21 @@ class WideShape(PersistentShape):
 
     @cached_property
     def _most_units(self) -> int:
-        """Most units of weights that a block has in all."""
+        """Most units that a block has in all."""
         qkv, up, output = self._wide_units
         down = divide_up(self.hidden_dim // 8, self.wide_groups // self.ff_slices)
-        return self.num_layers * (qkv + 3 * self._narrow + up + down) + output
+        keys = divide_up(_MOST_TOKENS, self.unit_keys)
+        return self.num_layers * (qkv + 3 * self._narrow + up + down + keys) + output
+
+    @property
+    def _weight_units(self) -> int:
+        later, layers, h = self.num_layers - 1, self.num_layers, self.hidden_dim
+        columns = later * 5 * h + layers * (h + self.ff_dim + self.ff_slices * h) + self.output_dim
+        return columns // 8
+
+    @property
+    def _key_units(self) -> int:
+        return self.num_layers * self.num_heads * divide_up(_MOST_TOKENS, self.unit_keys)
 
     @cached_property
     def _behind_ring(self) -> int:
@@ -143,19 +172,19 @@ class WideShape(PersistentShape):
 
     @cached_property
     def slots(self) -> int:
-        """Units of weights that the ring holds."""
+        """Units that the ring holds."""
         behind = self._behind_ring + self._behind_all(_MOST_SLOTS)
-        return min(_MOST_SLOTS, (_ROOM - behind) // (2 * self.unit_elements))
+        return min(_MOST_SLOTS, (_ROOM - behind) // self.slot_bytes)
 
     @cached_property
     def shared_bytes(self) -> int:
-        chain = self.slots * 2 * self.unit_elements + self._behind_ring
+        chain = self.slots * self.slot_bytes + self._behind_ring
         keys_values = _KEY_VALUE_STAGES * (_TILE + self.key_value_columns) * 128
         return max(chain, keys_values, _STAGES * (_TILE + self.columns) * 128) + self._behind_all(self.slots)
 
     def _behind_all(self, slots: int) -> int:
         # Arrivals, the block's share of every product, and where its units lie.
-        return (slots + 2 * _KEY_VALUE_STAGES + 1) * 8 + 7 * 12 + 4 * (self._most_units + 1)
+        return (slots + 2 * _KEY_VALUE_STAGES + 1) * 8 + 7 * 12 + 2 * (self._most_units + 1)
 
     @property
     def key_value_columns(self) -> int:
@@ -177,17 +206,21 @@ class WideShape(PersistentShape):
 
     def buffer_elements(self, vlm_tokens: int, dino_tokens: int) -> int:
         h, total = self.hidden_dim, vlm_tokens + dino_tokens
+        if total > _MOST_TOKENS:
+            raise ValueError(f"context of {total} tokens: the persistent kernel takes {_MOST_TOKENS} at most")
         parts = self.teams + sum(divide_up(tokens, _TILE) for tokens in (vlm_tokens, dino_tokens))
         words = 2 if self.dtype == torch.float16 else 1
         once = self.part_elements + parts * _TILE * h * words
-        # The context in whole tiles; keys and values.
-        once += divide_up(total, _TILE) * _TILE * h + 2 * self.num_layers * divide_up(total, 32) * 32 * h
+        # The context in whole tiles; keys and values in whole units.
+        once += divide_up(total, _TILE) * _TILE * h
+        once += 2 * self.num_layers * divide_up(total, self.unit_keys) * self.unit_keys * h
         return once + 2 * (self.exchange_elements + parts * 64 * 8)
 
     def defines(self) -> dict[str, int]:
         return {name: value for name, value in super().defines().items() if name not in _OTHER_DEFINES} | {
             "SLOTS": self.slots,
             "FF_SLICES": self.ff_slices,
+            "MOST_TOKENS": _MOST_TOKENS,
             "KV_PARTS": _KEY_VALUE_PARTS,
             "KV_WIDTH": _KEY_VALUE_WIDTH,
             "KV_STAGES": _KEY_VALUE_STAGES,

@@ -1,6 +1,9 @@
-// The keys and values that all layers read from the context, [LAYERS, 2, padded * HIDDEN], placed as fragments are read.
+// The keys and values that all layers read from the context, placed as fragments are read.
 
 constexpr int CONTEXT_STEPS = HIDDEN / 64, KEY_VALUE_COLUMNS = 2 * LAYERS * HIDDEN;
+
+// Where each kernel has, of `padded` tokens from `first` on, a column of one's keys and values, of a layer's keys where `part` is even.
+DEVICE Element* kept_place(Element* first, int padded, int part, int token, int column);
 
 // Keep columns `first_column` on of sixteen tokens, in the order of `side_by_side`, of which a thread has four columns of two keys, or four values of
 // two columns: both lie in memory 64 elements apart. The rows of `total` that do not exist are written as far as the buffer goes.
@@ -15,7 +18,7 @@ DEVICE void keep_keys_values(const Place& at, const Exchange& exchange, int tota
     if (column >= KEY_VALUE_COLUMNS) break;
     column -= part * HIDDEN;
     bool values = part % 2;
-    Element* to = own + part * padded * HIDDEN + (values ? placed_value(token, column) : placed(token, column, HIDDEN));
+    Element* to = kept_place(own, padded, part, token, column);
     uint32_t words[2][2];
 #pragma unroll
     for (int half = 0; half < 2; half++)

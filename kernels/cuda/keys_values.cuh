@@ -2,6 +2,11 @@
 
 DEVICE uint32_t context_place(uint32_t token, uint32_t column) { return placed_input(token_row(token), column, HIDDEN); }
 
+// [LAYERS, 2, padded * HIDDEN].
+DEVICE Element* kept_place(Element* first, int padded, int part, int token, int column) {
+  return first + part * padded * HIDDEN + (part % 2 ? placed_value(token, column) : placed(token, column, HIDDEN));
+}
+
 // A block keeps the weights of its columns. Each four warps take 64 tokens after the other, straight into registers, so that one multiplies while the
 // other waits for its tokens or writes its results. In memory the weights lie as they do in a block, [KV_TILES, steps, KV_COLUMNS, 64], chunks
 // swizzled by `staged`, with zeros behind the last column; rows, and of every 16 places of the contracted axis, in the order of `side_by_side`.

@@ -36,10 +36,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   context.finish_padding();
   context.finish(length);
   count_block(at, p.counter + 1);
-  Stream stream = {shared, (const unsigned char*)p.weights, {0, 0}, 0};
+  Stream stream = {shared, (const unsigned char*)p.weights, (const unsigned char*)exchange.keys_values, {0, 0}, 0};
   if (last_warp) {
     if (lane == 0) keys_values.begin(1, KV_STAGES);
-    stream.begin(lane);
+    stream.begin(at, context_keys(p, length), keys_values.total());
     // The warp multiplies together.
     warp_sync();
   }
@@ -47,10 +47,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   stamp(p.stamps, 3);
   keys_values.run();
   count_block(at, p.counter + 2);
-  bool chained = block < larger(ROW_TILES * GROUPS, WIDE_TILES * WIDE_GROUPS);
+  bool chained = block < larger(ROW_TILES * GROUPS, WIDE_TILES * WIDE_GROUPS), attends = at.share < HEADS;
   // Where the stages of keys and values were, which nothing but products and copies has touched.
+  // Where keys and values come first, not before all blocks have made theirs; fenced by every thread that asks for them, now or later.
+  if (attends) {
+    if (thread == 0) await_blocks(p.counter + 2, (launch + 1) * GRID);
+    block_sync();
+    fence_copies_from_others();
+  }
   if (chained) stream.fill(at);
-  if (thread == 0) await_blocks(p.counter + 2, (launch + 1) * GRID);
+  if (thread == 0 && !attends) await_blocks(p.counter + 2, (launch + 1) * GRID);
   block_sync();
   stamp(p.stamps, 4);
   Clearing clearing(Exchange(p, ~launch & 1));

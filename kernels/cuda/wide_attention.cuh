@@ -1,26 +1,38 @@
 // Attention of a block's 16 rows in one head, as a step of the chain.
 
-// Keys and values of a head: from these columns on, keys `width` wide, `limit` of them in memory.
-struct KeysValuesOf {
-  const Element *keys, *values;
-  int width, key_column, column, limit;
-};
-
 // A warp's part of 32 keys and their values, as fragments.
 struct KeyBlock {
   uint4 k[4][2], v[8];
 
-  // Of keys that memory does not have, others that it has.
-  DEVICE void load(const Place& at, const KeysValuesOf& from, int block) {
-    int sixteen = min(block * 2 + (at.group >> 2), from.limit / 16 - 1) * 16;
-    const Element* keys = from.keys + placed(sixteen + (at.group >> 1 & 1) * 8 + (at.group & 1), from.key_column + at.quad * 8, from.width);
-    const Element* values = from.values + placed_value(min(block * 32 + at.quad * 8, from.limit - 8), from.column + at.group);
+  // Which of sixteen keys is the lane's first.
+  DEVICE static int first_key(const Place& at) { return (at.group >> 1 & 1) * 8 + (at.group & 1); }
+
+  template <typename Load>
+  DEVICE void load(const Element* keys, const Element* values, Load load) {
 #pragma unroll
     for (int tile = 0; tile < 4; tile++)
 #pragma unroll
-      for (int half = 0; half < 2; half++) k[tile][half] = load_fresh(keys + tile * 64 + half * 512);
+      for (int half = 0; half < 2; half++) k[tile][half] = load(keys + tile * 64 + half * 512);
 #pragma unroll
-    for (int tile = 0; tile < 8; tile++) v[tile] = load_fresh(values + tile * 256);
+    for (int tile = 0; tile < 8; tile++) v[tile] = load(values + tile * 256);
+  }
+
+  // The warp's block of the queries' own, from what a layer exchanges. Of keys that memory does not have, others that it has.
+  DEVICE void load_own(const Place& at, const Element* buffers, int head) {
+    int sixteen = min(at.warp * 2 + (at.group >> 2), ROWS / 16 - 1) * 16, column = head * HEAD;
+    const Element* keys = buffers + QUERY_KEYS + placed(sixteen + first_key(at), HIDDEN + column + at.quad * 8, 2 * HIDDEN);
+    const Element* values = buffers + VALUES + placed_value(min(at.warp * 32 + at.quad * 8, ROWS - 8), column + at.group);
+    load(keys, values, [](const void* from) { return load_fresh(from); });
+  }
+
+  // The warp's block of the context's in the next units of the ring, once they have come.
+  DEVICE void load_context(const Place& at, const Stream& stream) {
+    constexpr int BLOCKS = UNIT_KEYS / 32;
+    Position unit = stream.position.after(at.warp / BLOCKS);
+    wait_for_arrival(stream.arrival(unit), unit.parity);
+    const Element* keys = (const Element*)stream.slot(unit) + at.warp % BLOCKS * (32 * HEAD);
+    const Element* values = keys + UNIT_KEYS * HEAD + placed_value(at.quad * 8, at.group);
+    load(keys + placed((at.group >> 2) * 16 + first_key(at), at.quad * 8, HEAD), values, [](const void* from) { return *(const uint4*)from; });
   }
 
   DEVICE uint32_t largest() const {
@@ -82,10 +94,8 @@ struct Mixture {
     }
   }
 
-  // Merge what `warps` warps found and write it as a product's input [ROWS, HIDDEN].
+  // Merge what `warps` warps found and write it as a product's input [ROWS, HIDDEN]. All warps have read what the product before this left.
   DEVICE void merge(const Place& at, unsigned char* shared, int warps, int first_column, Element* output) {
-    // Where the product before this may still be read.
-    block_sync();
     float2* heads = (float2*)(shared + SUMS_AT);
     float* mixtures = (float*)(shared + SLICES_AT);
 #pragma unroll
@@ -125,10 +135,10 @@ struct Mixture {
 
 // The block's query [16, HEAD], which lies as `placed`, once it is written: to shared memory, in the order of the registers that multiply it. A thread
 // brings four columns of a row; of 16 places a lane has four of eight side by side, as of keys.
-DEVICE void take_query(const Place& at, unsigned char* shared, const Element* query, int column, int width, uint4 (&q)[2][2]) {
+DEVICE void take_query(const Place& at, unsigned char* shared, const Element* query, int column, int width, int ahead, uint4 (&q)[2][2]) {
   int row = at.thread >> 4, four = (at.thread & 15) * 4;
   uint2 part;
-  await(0, [&] {
+  await(ahead, [&] {
     part = load_pair(query + placed(at.rows + row, column + four, width));
     return max(part.x, part.y);
   });
@@ -140,25 +150,39 @@ DEVICE void take_query(const Place& at, unsigned char* shared, const Element* qu
   for (int i = 0; i < 4; i++) q[i >> 1][i & 1] = *(const uint4*)(words + i * 128 + (at.thread & 31) * 4);
 }
 
-// Attention over the first `count` keys, a warp 32 of them at a time. Asks for nothing for `ahead` cycles.
-DEVICE void attend(const Place& at, unsigned char* shared, const Element* query, const KeysValuesOf& from, int count, Element* output, int ahead) {
+// Units of the ring that a round of an attention over the context takes, and warps that have keys of them. Among the queries there is one round.
+constexpr int ROUND_UNITS = smaller(WARPS * 32 / UNIT_KEYS, SLOTS), ROUND_WARPS = ROUND_UNITS * UNIT_KEYS / 32;
+static_assert(QUERIES <= WARPS * 32, "a round of queries");
+
+// Attention in a head over the first `count` keys, a warp 32 of them at a time: of the queries, which lie in a layer's buffers, or of the context, which
+// come through the ring. Asks for nothing that others are about to write for `ahead` cycles.
+DEVICE void attend(const Place& at, unsigned char* shared, Stream& stream, const Element* buffers, const Element* query, bool self, int count,
+                   Element* output, int ahead) {
   Mixture found = {{EMPTY, EMPTY}, {0, 0}, {}};
-  uint4 q[2][2];
-  KeyBlock own;
-  int blocks = divide_up(count, 32), block = at.warp;
-  pause(ahead);
-  // Keys and values are on their way while the query is waited for. A warp without keys takes part for the query.
-  if (block < blocks) own.load(at, from, block);
-  take_query(at, shared, query, from.column, from.width, q);
+  // Written on every path: else they take registers through the whole chain.
+  uint4 q[2][2] = {};
+  KeyBlock own = {};
+  int blocks = divide_up(count, 32), warps = self ? WARPS : ROUND_WARPS, first = 0;
+  if (self) pause(ahead);
 #pragma unroll 1
-  while (block < blocks) {
-    while (!warp_all(own.largest() != UNWRITTEN)) {
-      relax(REST);
-      own.load(at, from, block);
+  for (bool asked = false; first < blocks || !asked; asked = true) {
+    bool takes_part = at.warp < min(warps, blocks - first);
+    if (takes_part) {
+      if (self) own.load_own(at, buffers, at.share);
+      else own.load_context(at, stream);
     }
-    found.add(at, q, own, block * 32, count);
-    block += WARPS;
-    if (block < blocks) own.load(at, from, block);
+    // The first keys and values are on their way while the query is waited for, for which a warp without keys takes part. Then all warps have theirs.
+    if (!asked) take_query(at, shared, query, at.share * HEAD, self ? 2 * HIDDEN : HIDDEN, self ? 0 : ahead, q);
+    else if (!self) block_sync();
+    if (!self) stream.advance(at, min(ROUND_UNITS, divide_up(blocks - first, UNIT_KEYS / 32)));
+    if (takes_part) {
+      if (self && !warp_all(own.largest() != UNWRITTEN)) {
+        relax(REST);
+        continue;
+      }
+      found.add(at, q, own, (first + at.warp) * 32, count);
+    }
+    first += warps;
   }
-  found.merge(at, shared, min(WARPS, max(blocks, 1)), from.column, output);
+  found.merge(at, shared, min(WARPS, max(blocks, 1)), at.share * HEAD, output);
 }

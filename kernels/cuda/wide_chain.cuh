@@ -353,12 +353,9 @@ struct Chain {
   DEVICE void attend_in(int layer, bool self) {
     renew_place();
     Element* own = buffers(layer);
-    int head = at.share, total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
-    const Element *query = self ? own + QUERY_KEYS : layer ? own + CONTEXT_QUERY : p.query;
-    const Element* context = exchange.keys_values + 2 * layer * padded * HIDDEN;
-    const Element *keys = self ? query : context, *values = self ? own + VALUES : context + padded * HIDDEN;
-    KeysValuesOf memory = {keys, values, self ? 2 * HIDDEN : HIDDEN, (self ? HIDDEN : 0) + head * HEAD, head * HEAD, self ? ROWS : padded};
-    attend(at, shared, query, memory, self ? QUERIES : min(p.dino_tokens + p.lengths[0], total), own + (self ? MIXED : ATTENDED), layer ? INPUT_AHEAD : 0);
+    const Element* query = self ? own + QUERY_KEYS : layer ? own + CONTEXT_QUERY : p.query;
+    int count = self ? QUERIES : context_keys(p, p.lengths[0]);
+    attend(at, shared, stream, own, query, self, count, own + (self ? MIXED : ATTENDED), layer ? INPUT_AHEAD : 0);
     leave();
     stamp(p.stamps, 6 + layer * LAYER_STAMPS + 2 * KINDS + !self);
   }

@@ -9,6 +9,18 @@ DEVICE uint32_t context_place(uint32_t token, uint32_t column) {
   return (token / 128 * CONTEXT_STEPS + column / 64) * (KV_TOKEN_BYTES / 2) + swizzled_at(token_row(token) % 128, column % 64 / 8) / 2 + column % 8;
 }
 
+// In units [LAYERS, HEADS, units].
+DEVICE Element* kept_place(Element* first, int padded, int part, int token, int column) {
+  // Without signs, whose division is longer.
+  uint32_t head = (uint32_t)part / 2 * HEADS + (uint32_t)column / HEAD, unit = head * key_units(padded) + (uint32_t)token / UNIT_KEYS;
+  int inside = (uint32_t)token % UNIT_KEYS, own = (uint32_t)column % HEAD;
+  int place = part & 1 ? UNIT_KEYS * HEAD + inside / 32 * (32 * HEAD) + placed_value(inside % 32, own) : placed(inside, own, HEAD);
+  return first + unit * (KEYS_BYTES / 2) + place;
+}
+
+// Of the context's keys those that take part, of so many tokens of the VLM.
+DEVICE int context_keys(const Parameters& p, int length) { return min(p.dino_tokens + length, p.dino_tokens + p.vlm_tokens); }
+
 struct KeysValues {
   const Parameters& p;
   const Place& at;

@@ -8,7 +8,8 @@
 //
 // A block has a tile of 16 query rows and a share of the columns of what ends in HIDDEN columns. Of the wide products it has two tiles, so that fewer
 // blocks read their weights, which are what takes longest. Its weights are one stream of units of 8 columns, in the order in which it multiplies
-// them, and pass through a ring in shared memory: they keep coming while the block waits for its input.
+// them, and pass through a ring in shared memory: they keep coming while the block waits for its input. So do, in front of each layer's CROSS_OUT, the
+// context's keys and values of the head that the block has, if any.
 
 // The thread that waits for the context and asks for what keys and values are made of, but for the first weights: the one that takes the times.
 constexpr int FETCHER = 0;
@@ -38,6 +39,12 @@ constexpr int EXCHANGE = LAYERS * LAYER_EXCHANGE - ATTENDED;
 // Elements of what the blocks of DOWN leave, fp32 sums.
 constexpr int CHAIN_PARTS = LAYERS * FF_SLICES * ROWS * HIDDEN * 2;
 
+// Bytes of a unit of weights, of a token's key and value in a head, and of a unit's place in the ring. A unit of keys and values has those of UNIT_KEYS
+// tokens in one head, keys first.
+constexpr int UNIT_BYTES = 16 * larger(HIDDEN, FF_SLICE), KEY_BYTES = 2 * HEAD * 2, SLOT_BYTES = larger(UNIT_BYTES, 32 * KEY_BYTES);
+constexpr int UNIT_KEYS = SLOT_BYTES < 64 * KEY_BYTES ? 32 : 64, KEYS_BYTES = UNIT_KEYS * KEY_BYTES;
+__host__ __device__ constexpr int key_units(int tokens) { return divide_up(tokens, UNIT_KEYS); }
+
 // What one reader has, or all after they waited for all; behind it two sets of what many read: [EXCHANGE] for the chain, and statistics of the rows of
 // the context's parts. Those parts lie between the two, so that they are cleared in one piece with either.
 struct Exchange {
@@ -45,13 +52,12 @@ struct Exchange {
   uint4 *chain_parts, *parts, *statistics, *cleared, *end;
   DEVICE Exchange() {}
   DEVICE Exchange(const Parameters& p, int set) {
-    int padded = divide_up(p.vlm_tokens + p.dino_tokens, 32) * 32;
     int numbers = TEAMS + tiles_of(p);
     chain_parts = (uint4*)p.exchange;
     context = (Element*)(chain_parts + CHAIN_PARTS / 8);
     keys_values = context + divide_up(p.vlm_tokens + p.dino_tokens, 128) * 128 * HIDDEN;
     int of_set = EXCHANGE / 8 + numbers * 64, of_parts = numbers * (16 * HIDDEN * PART_WORDS);
-    uint4* first = (uint4*)(keys_values + 2 * LAYERS * padded * HIDDEN);
+    uint4* first = (uint4*)(keys_values + LAYERS * HEADS * key_units(p.vlm_tokens + p.dino_tokens) * (KEYS_BYTES / 2));
     parts = first + of_set;
     chain = (Element*)(first + (size_t)set * (of_set + of_parts));
     statistics = (uint4*)(chain + EXCHANGE);
@@ -76,7 +82,7 @@ constexpr int MIXTURE_LINE = 72;
 // warps made of their slices of the contracted axis, twice in turns, or of their keys; an attention's query; a product's biases and sums, and what each warp
 // found of each row, both twice in turns; what each warp leaves of the rows that it makes.
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
-constexpr int UNIT_BYTES = 16 * larger(HIDDEN, FF_SLICE), SLICES_AT = SLOTS * UNIT_BYTES;
+constexpr int SLICES_AT = SLOTS * SLOT_BYTES;
 constexpr int QUERY_AT = SLICES_AT + WARPS * 16 * larger(WARPS * 8, MIXTURE_LINE) * 4, COLUMNS_AT = QUERY_AT + 16 * HEAD * 2;
 constexpr int ROW_SUMS_BYTES = 2 * WARPS * 16 * 8, COLUMNS_BYTES = 2 * WIDEST * 8 * 4, SUMS_AT = COLUMNS_AT + 2 * COLUMNS_BYTES;
 constexpr int SUM_PARTS_AT = SUMS_AT + 2 * ROW_SUMS_BYTES;
@@ -84,9 +90,9 @@ constexpr int KV_COLUMNS = KV_PARTS * KV_WIDTH, KV_WEIGHT_BYTES = KV_COLUMNS * 1
 constexpr int ARRIVALS_AT = larger(SUM_PARTS_AT + WARPS * 16 * 8, larger(STAGES * STAGE_BYTES, KV_STAGES * KV_STAGE_BYTES));
 // Arrivals of weights of the chain, then of stages of keys and values, then of warps that are done with such a stage, and with what they leave each other.
 constexpr int LEFT_AT = ARRIVALS_AT + (SLOTS + 2 * KV_STAGES) * 8, SHARES_AT = LEFT_AT + 8, SOURCES_AT = SHARES_AT + (KINDS + 1) * 12;
-// Behind all the rest, which unit of the weights is which of the block's, and how many it has.
-constexpr int MOST_TURNS = LAYERS * (QKV_UNITS + 3 * NARROW + UP_UNITS + most_units(HIDDEN, SLICE_SHARES)) + OUT_UNITS;
-constexpr int SHARED_BYTES = SOURCES_AT + (MOST_TURNS + 1) * 4;
+// Behind all the rest, which unit of all is which of the block's, and how many it has.
+constexpr int MOST_TURNS = LAYERS * (QKV_UNITS + 3 * NARROW + UP_UNITS + most_units(HIDDEN, SLICE_SHARES) + key_units(MOST_TOKENS)) + OUT_UNITS;
+constexpr int SHARED_BYTES = SOURCES_AT + (MOST_TURNS + 1) * 2;
 static_assert(6 * LAYERS - 2 <= 32, "a lane for every product");
 static_assert(SHARED_BYTES == EXPECTED_SHARED_BYTES && EXCHANGE == EXPECTED_EXCHANGE && CHAIN_PARTS == EXPECTED_PARTS, "kernels/wide_shape.py");
 

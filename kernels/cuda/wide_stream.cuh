@@ -1,4 +1,4 @@
-// The weights of the chain: a block's units of 8 columns, in the order in which it multiplies them, through a ring of SLOTS.
+// The weights of the chain and the context's keys and values: a block's units, in the order in which it multiplies them, through a ring of SLOTS.
 
 // Columns of a product that a block makes over a slice of the contracted axis: units `first` to `last` - 1 of those of slice `slice`.
 struct Share {
@@ -17,6 +17,9 @@ struct Share {
 
 // In memory the streams of the wide products come first, one for each share, behind them those of the others.
 constexpr int WIDE_UNITS = ((LAYERS - 1) * 3 * HIDDEN + LAYERS * (FF + FF_SLICES * HIDDEN) + OUT) / 8;
+// Units of keys and values, which lie elsewhere, are counted behind those of the weights.
+constexpr int WEIGHT_UNITS = WIDE_UNITS + (3 * LAYERS - 2) * (HIDDEN / 8);
+static_assert(WEIGHT_UNITS + LAYERS * HEADS * key_units(MOST_TOKENS) <= 1 << 16, "numbers of units in 16 bits");
 
 // A place in the ring, and the parity of how often the ring was gone through before.
 struct Position {
@@ -31,23 +34,24 @@ struct Position {
 
 struct Stream {
   unsigned char* shared;
-  const unsigned char* weights;
+  const unsigned char *weights, *keys_values;
   Position position;  // of the unit that is multiplied next
   int turn;           // its number
 
-  DEVICE int* sources() const { return (int*)(shared + SOURCES_AT); }
+  DEVICE unsigned short* sources() const { return (unsigned short*)(shared + SOURCES_AT); }
   DEVICE int all() const { return sources()[MOST_TURNS]; }
   DEVICE Share& share(int kind) const { return ((Share*)(shared + SHARES_AT))[kind]; }
 
   // What the block has of every product, where the units lie, and how many there are, found once, which divisions make slow: a lane of a warp has a
-  // product, the first layer's from CROSS_OUT on.
-  DEVICE void begin(int lane) {
+  // product, the first layer's from CROSS_OUT on. Of the context's keys, `total` in memory, the first `keys` take part in the block's head.
+  DEVICE void begin(const Place& at, int keys, int total) {
+    int lane = at.thread & 31, contexts = at.share < HEADS ? key_units(keys) : 0;
     if (lane <= KINDS) share(lane) = Share(lane);
     int number = lane + CROSS_OUT, layer = number / KINDS, kind = layer < LAYERS ? number % KINDS : KINDS;
     if (number > KINDS * LAYERS) return;
     // Units before the lane's product, without those that the first layer lacks: in the block's order, and among those of its like, behind which
     // those of the shares before this one lie.
-    int turn = 0, source = is_wide(kind) ? 0 : WIDE_UNITS;
+    int turn = contexts * (layer + (kind >= CROSS_OUT && kind < KINDS)), source = is_wide(kind) ? 0 : WIDE_UNITS;
 #pragma unroll 1
     for (int i = 0; i <= KINDS; i++) {
       Share share(i);
@@ -58,10 +62,14 @@ struct Stream {
     }
     int count = Share(kind).count();
     if (kind == KINDS) sources()[MOST_TURNS] = turn + count;
+#pragma unroll 1
     for (int i = 0; i < count; i++) sources()[turn + i] = source + i;
+    if (kind != CROSS_OUT) return;
+#pragma unroll 1
+    for (int i = 0; i < contexts; i++) sources()[turn - contexts + i] = WEIGHT_UNITS + (layer * HEADS + at.share) * key_units(total) + i;
   }
 
-  DEVICE unsigned char* slot(Position at) const { return shared + at.slot * UNIT_BYTES; }
+  DEVICE unsigned char* slot(Position at) const { return shared + at.slot * SLOT_BYTES; }
   DEVICE uint64_t* arrival(Position at) const { return (uint64_t*)(shared + ARRIVALS_AT) + at.slot; }
 
   // Until the next `count` units have come, 32 at most: a lane waits for one.
@@ -72,11 +80,14 @@ struct Stream {
   }
 
   DEVICE void ask(Position to, int unit) const {
-    expect_bytes(arrival(to), UNIT_BYTES);
-    copy_bulk(slot(to), weights + (size_t)sources()[unit] * UNIT_BYTES, UNIT_BYTES, arrival(to));
+    uint32_t source = sources()[unit];
+    bool weight = source < WEIGHT_UNITS;
+    uint32_t bytes = weight ? UNIT_BYTES : KEYS_BYTES, before = weight ? source * UNIT_BYTES : (source - WEIGHT_UNITS) * KEYS_BYTES;
+    expect_bytes(arrival(to), bytes);
+    copy_bulk(slot(to), (weight ? weights : keys_values) + before, bytes, arrival(to));
   }
 
-  // Ask for the first units, a warp for one each.
+  // Ask for the first units, a warp for one each. Where keys and values are among the block's, all blocks have made theirs.
   DEVICE void fill(const Place& at) {
 #pragma unroll 1
     for (int unit = at.warp; unit < min(SLOTS, all()); unit += WARPS)

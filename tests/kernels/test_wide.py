@@ -39,6 +39,11 @@ LONG = WideShape(
     hidden_dim=576, num_heads=9, ff_dim=1152, output_dim=1024, vlm_dim=192, dino_dim=64, num_queries=10,
     num_layers=2, dtype=torch.bfloat16, blocks=9,
 )  # fmt: skip
+# Wide enough for units of keys and values of 64 tokens, as the full size.
+BROAD = WideShape(
+    hidden_dim=1024, num_heads=16, ff_dim=64, output_dim=40, vlm_dim=64, dino_dim=32, num_queries=5, num_layers=2,
+    dtype=torch.bfloat16, blocks=18,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +82,35 @@ def test_it_is_exact_at_other_sizes(
 
 
 @emulated
+@pytest.mark.parametrize(
+    ("shape", "tokens", "lengths"),
+    [
+        # Rounds of units of 64 tokens, the last one with half of a unit of which the other half is nowhere; one
+        # unit less, and a last one of which some keys take part; one unit.
+        pytest.param(BROAD, (270, 70), (270, 201, 0), id="64 tokens a unit"),
+        # The same of 32 tokens, more than the ring holds.
+        pytest.param(SMALL, (333, 50), (333, 290, 206, 205), id="32 tokens a unit"),
+    ],
+)
+def test_it_is_exact_whatever_part_of_the_context_there_is(
+    folder: Path, shape: WideShape, tokens: tuple[int, int], lengths: tuple[int, ...]
+) -> None:
+    emulation = Emulation(shape, tokens, folder)
+    for seed, length in enumerate(lengths):
+        vlm, dino = emulation.features(length, seed)
+        emulation.assert_exact(emulation.launch(vlm, dino, length), vlm, dino, length)
+
+
+@emulated
 @pytest.mark.parametrize("slow", [0, 7])
-def test_a_warp_far_behind_finds_what_the_others_left(folder: Path, slow: int) -> None:
-    emulation = Emulation(SMALL, (40, 24), folder)
-    vlm, dino = emulation.features(40)
-    together = emulation.launch(vlm, dino, 40)
-    assert torch.equal(emulation.launch(vlm, dino, 40, slow=slow), together)
+@pytest.mark.parametrize("tokens", [(40, 24), (333, 50)], ids=str)
+def test_a_warp_far_behind_finds_what_the_others_left(
+    folder: Path, tokens: tuple[int, int], slow: int
+) -> None:
+    emulation, length = Emulation(SMALL, tokens, folder), tokens[0]
+    vlm, dino = emulation.features(length)
+    together = emulation.launch(vlm, dino, length)
+    assert torch.equal(emulation.launch(vlm, dino, length, slow=slow), together)
 
 
 def test_those_sizes_are_what_they_are_meant_to_be() -> None:
@@ -93,6 +121,7 @@ def test_those_sizes_are_what_they_are_meant_to_be() -> None:
     slices = replace(SMALL, ff_dim=320, blocks=14)
     assert (slices.ff_slices, slices.groups) == (5, 7)
     assert replace(SMALL, blocks=40).groups > SMALL.hidden_dim // 8
+    assert [shape.unit_keys for shape in (FULL, BROAD, LONG, SMALL)] == [64, 64, 32, 32]
 
 
 @emulated
@@ -130,11 +159,21 @@ def test_every_unit_of_a_weight_is_in_one_stream() -> None:
         ({"hidden_dim": 64, "num_heads": 1}, "width of 64: must be from 128 to 1152"),
         ({"num_queries": 128}, "128 queries of 1152: too much for 132 blocks"),
         ({"num_layers": 6}, "6 layers: at most 5"),
+        (
+            {"num_layers": 5, "ff_dim": 46080},
+            "61712 units of weights, 5760 of keys and values: 65536 at most",
+        ),
         ({"blocks": 4}, "77 queries of 1152: too much for 4 blocks"),
     ],
 )
 def test_shapes_that_it_refuses(changes: dict[str, Any], reason: str | None) -> None:
     assert replace(FULL, **changes).refusal(SHARED_MEMORY) == reason
+
+
+def test_a_context_of_more_tokens_than_a_block_has_places_for_is_refused() -> None:
+    FULL.buffer_elements(4000, 96)
+    with pytest.raises(ValueError, match=r"^context of 4097 tokens: the persistent kernel takes 4096 at most$"):
+        FULL.buffer_elements(4000, 97)
 
 
 def test_a_device_with_too_little_shared_memory_is_refused() -> None:

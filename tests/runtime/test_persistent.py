@@ -138,6 +138,8 @@ def test_which_kernel_an_adapter_takes(architecture: str, size: str, shape: type
     made = persistent_shape(config, torch.bfloat16, 132)
     assert type(made) is shape
     assert made.refusal(SHARED_MEMORY) is None
+    # For every context that `prepare` takes.
+    assert made.buffer_elements(prepared.MAX_CONTEXT - 256, 256) > 0
 
 
 @pytest.mark.parametrize(
