@@ -138,7 +138,7 @@ struct Mixture {
 DEVICE void take_query(const Place& at, unsigned char* shared, const Element* query, int column, int width, int ahead, uint4 (&q)[2][2]) {
   int row = at.thread >> 4, four = (at.thread & 15) * 4;
   uint2 part;
-  await(ahead, [&] {
+  await_at_work(ahead, [&] {
     part = load_pair(query + placed(at.rows + row, column + four, width));
     return max(part.x, part.y);
   });
@@ -163,7 +163,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, Stream& stream, const
   uint4 q[2][2] = {};
   KeyBlock own = {};
   int blocks = divide_up(count, 32), warps = self ? WARPS : ROUND_WARPS, first = 0;
-  if (self) pause(ahead);
+  if (self) pause_at_work(ahead);
 #pragma unroll 1
   for (bool asked = false; first < blocks || !asked; asked = true) {
     bool takes_part = at.warp < min(warps, blocks - first);
@@ -177,7 +177,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, Stream& stream, const
     if (!self) stream.advance(at, min(ROUND_UNITS, divide_up(blocks - first, UNIT_KEYS / 32)));
     if (takes_part) {
       if (self && !warp_all(own.largest() != UNWRITTEN)) {
-        relax(REST);
+        rest_at_work();
         continue;
       }
       found.add(at, q, own, (first + at.warp) * 32, count);
