@@ -172,7 +172,9 @@ def test_shapes_that_it_refuses(changes: dict[str, Any], reason: str | None) -> 
 
 def test_a_context_of_more_tokens_than_a_block_has_places_for_is_refused() -> None:
     FULL.buffer_elements(4000, 96)
-    with pytest.raises(ValueError, match=r"^context of 4097 tokens: the persistent kernel takes 4096 at most$"):
+    with pytest.raises(
+        ValueError, match=r"^context of 4097 tokens: the persistent kernel takes 4096 at most$"
+    ):
         FULL.buffer_elements(4000, 97)
 
 
