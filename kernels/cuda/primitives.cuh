@@ -8,6 +8,16 @@ typedef unsigned long long uint64_t;
 
 DEVICE int thread_index() { return threadIdx.x; }
 DEVICE int block_index() { return blockIdx.x; }
+
+// The number of the multiprocessor where each has one of the GRID blocks: 2 n and 2 n + 1 share a way to the second-level cache, which brings what both
+// read at the same time once. Else that of the block.
+DEVICE int neighbour_index() {
+  int index, count;
+  asm("mov.u32 %0, %%smid;" : "=r"(index));
+  asm("mov.u32 %0, %%nsmid;" : "=r"(count));
+  return count == GRID ? index : block_index();
+}
+
 DEVICE void block_sync() { __syncthreads(); }
 
 // Where shared memory begins, in a register: the compiler would otherwise ask the hardware at every use, and wait for loads that are on their way.

@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   if (thread < SLOTS + 2 * KV_STAGES + 1) begin_arrivals((uint64_t*)(shared + ARRIVALS_AT) + thread, thread < SLOTS + KV_STAGES ? 1 : WARPS);
   fence_copies();
   Context context = {p, at, shared, exchange};
-  KeysValues keys_values = {p, at, shared, exchange};
+  KeysValues keys_values = {p, at, shared, exchange, 0x7fffffffu / divide_up(p.vlm_tokens + p.dino_tokens, 128) + 1};
   context.project([&] {
     // Each launch before this one has left GRID counts; those of this one are fewer until this block leaves its own.
     launch /= GRID;
