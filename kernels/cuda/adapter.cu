@@ -24,8 +24,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   Context context = {p, at, shared, exchange};
   KeysValues keys_values = {p, at, shared, exchange};
   int late = keys_values.late();
-  keys_values.load_weights(late, CONTEXT_STEPS);
   context.project([&] {
+    // Not ahead of what the projections wait for first.
+    keys_values.load_weights(late, CONTEXT_STEPS);
     // Each launch before this one has left GRID counts; those of this one are fewer until this block leaves its own.
     launch /= GRID;
     exchange = Exchange(p, launch & 1);
