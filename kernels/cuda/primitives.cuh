@@ -8,16 +8,6 @@ typedef unsigned long long uint64_t;
 
 DEVICE int thread_index() { return threadIdx.x; }
 DEVICE int block_index() { return blockIdx.x; }
-
-// The number of the multiprocessor where each has one of the GRID blocks: 2 n and 2 n + 1 share a way to the second-level cache, which brings what both
-// read at the same time once. Else that of the block.
-DEVICE int neighbour_index() {
-  int index, count;
-  asm("mov.u32 %0, %%smid;" : "=r"(index));
-  asm("mov.u32 %0, %%nsmid;" : "=r"(count));
-  return count == GRID ? index : block_index();
-}
-
 DEVICE void block_sync() { __syncthreads(); }
 
 // Where shared memory begins, in a register: the compiler would otherwise ask the hardware at every use, and wait for loads that are on their way.
@@ -244,7 +234,7 @@ DEVICE void relax(int nanoseconds) { __nanosleep(nanoseconds); }
 
 // Products of nothing, one after the other, some 40 cycles each: zero. The clock of an H200 falls from 1.98 to 1.80 GHz while tensor cores are at work, and to
 // 1.64 to 1.71 for a microsecond when they begin again after a rest of one, which is what a chain of short steps does all the time. One product every 400
-// cycles keeps it at 1.80.
+// cycles keeps it at 1.80. A warp multiplies together.
 template <int TIMES>
 DEVICE uint32_t multiply_nothing() {
   float sums[4] = {};
@@ -259,8 +249,9 @@ DEVICE void pause(int cycles) {
   for (uint32_t start = clock(); (uint32_t)clock() - start < cycles;);
 }
 
-// The same of a whole warp, at work.
+// The same of a whole warp, at work, whatever its lanes did before.
 DEVICE void pause_at_work(int cycles) {
+  warp_sync();
   for (uint32_t start = clock(); (uint32_t)clock() - start < cycles + multiply_nothing<1>(););
 }
 

@@ -26,6 +26,7 @@ DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2], Meanw
       for (int half = 0; half < 2; half++) load_missing(a[i][half], from + half * 256 + i * WARPS * 512);
     if (first_time) meanwhile();
     first_time = false;
+    if (BLOCKS > 4) warp_sync();
     // A long input takes as long as the tensor cores may rest.
     uint32_t largest = BLOCKS > 4 ? multiply_nothing<10>() : 0;
 #pragma unroll

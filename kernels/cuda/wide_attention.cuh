@@ -108,7 +108,7 @@ struct Mixture {
         *(float2*)(mixtures + row * MIXTURE_LINE + tile * 8 + at.quad * 2) = make_float2(mixed[tile][half * 2], mixed[tile][half * 2 + 1]);
     }
     block_sync();
-    // Nobody waits for it: what follows takes as long as the tensor cores may rest.
+    // It is done long before what follows, which takes as long as the tensor cores may rest.
     uint32_t nothing = multiply_nothing<1>();
     // A thread has two columns of two rows.
     int column = (at.thread & 31) * 2;

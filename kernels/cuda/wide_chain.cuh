@@ -41,6 +41,7 @@ struct Chain {
   const Exchange& exchange;
   Clearing clearing;
   Stream stream;
+  int keys;         // of the context, that take part
   float4 residual;  // of what ends in HIDDEN columns, of the warp's unit, two columns of rows `group` and `group` + 8
   int turns;        // a bit each: whether the products, passes and times that warps left so far are odd in number
 
@@ -248,7 +249,7 @@ struct Chain {
       float before[4] = {};
       if (count > 0) {
         // The last pass is often a short one.
-        if (WIDE && count <= UNITS / 2) multiply_units<UNITS / 2>(a, count, first == 0, before);
+        if (WIDE && count <= UNITS / 2) multiply_units<larger(UNITS / 2, 1)>(a, count, first == 0, before);
         else multiply_units<UNITS>(a, count, first == 0, before);
         if (first == 0 && norm) take_sums<WIDE>(input);
         if (first == 0) copy_wait<0>();
@@ -354,7 +355,7 @@ struct Chain {
     renew_place();
     Element* own = buffers(layer);
     const Element* query = self ? own + QUERY_KEYS : layer ? own + CONTEXT_QUERY : p.query;
-    int count = self ? QUERIES : context_keys(p, p.lengths[0]);
+    int count = self ? QUERIES : keys;
     attend(at, shared, stream, own, query, self, count, own + (self ? MIXED : ATTENDED), layer ? INPUT_AHEAD : 0);
     leave();
     stamp(p.stamps, 6 + layer * LAYER_STAMPS + 2 * KINDS + !self);

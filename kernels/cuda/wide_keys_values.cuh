@@ -19,22 +19,18 @@ DEVICE Element* kept_place(Element* first, int padded, int part, int token, int 
 }
 
 // Of the context's keys those that take part, of so many tokens of the VLM.
-DEVICE int context_keys(const Parameters& p, int length) { return min(p.dino_tokens + length, p.dino_tokens + p.vlm_tokens); }
+DEVICE int context_keys(const Parameters& p, int length) { return p.dino_tokens + min(max(length, 0), p.vlm_tokens); }
 
 struct KeysValues {
   const Parameters& p;
   const Place& at;
   unsigned char* shared;
   const Exchange& exchange;
-  uint32_t inverse;  // 2^31 / token_tiles(), rounded up: a division takes too long
 
   DEVICE int total() const { return p.vlm_tokens + p.dino_tokens; }
-  DEVICE int token_tiles() const { return divide_up(total(), 128); }
-  DEVICE int tasks() const { return token_tiles() * KV_TILES; }
-  // Of the steps of this block's tiles, one after the other. Neighbours have the same columns, whose weights are most of what a step brings.
-  DEVICE int task_of(int step) const { return neighbour_index() + step / CONTEXT_STEPS * GRID; }
-  DEVICE int column_tile(int task) const { return (uint64_t)task * inverse >> 31; }
-  DEVICE int token_tile(int task) const { return task - column_tile(task) * token_tiles(); }
+  DEVICE int tasks() const { return divide_up(total(), 128) * KV_TILES; }
+  // Of the steps of this block's tiles, one after the other.
+  DEVICE int task_of(int step) const { return block_index() + step / CONTEXT_STEPS * GRID; }
   DEVICE unsigned char* stage(int step) const { return shared + step % KV_STAGES * KV_STAGE_BYTES; }
   DEVICE uint64_t* arrival(int step) const { return (uint64_t*)(shared + ARRIVALS_AT) + SLOTS + step % KV_STAGES; }
   DEVICE uint64_t* freed(int step) const { return arrival(step) + KV_STAGES; }
@@ -42,13 +38,13 @@ struct KeysValues {
 
   // The first to be asked for of a step's bytes.
   DEVICE void ask_for_weights(int step) const {
-    const Element* from = p.key_value_weights + ((size_t)column_tile(task_of(step)) * CONTEXT_STEPS + step % CONTEXT_STEPS) * (KV_WEIGHT_BYTES / 2);
+    const Element* from = p.key_value_weights + ((size_t)(task_of(step) % KV_TILES) * CONTEXT_STEPS + step % CONTEXT_STEPS) * (KV_WEIGHT_BYTES / 2);
     expect_bytes(arrival(step), KV_STAGE_BYTES);
     copy_bulk(stage(step) + KV_TOKEN_BYTES, from, KV_WEIGHT_BYTES, arrival(step));
   }
 
   DEVICE void ask_for_tokens(int step) const {
-    const Element* from = exchange.context + (token_tile(task_of(step)) * CONTEXT_STEPS + step % CONTEXT_STEPS) * (KV_TOKEN_BYTES / 2);
+    const Element* from = exchange.context + (task_of(step) / KV_TILES * CONTEXT_STEPS + step % CONTEXT_STEPS) * (KV_TOKEN_BYTES / 2);
     copy_bulk(stage(step), from, KV_TOKEN_BYTES, arrival(step));
   }
 
@@ -78,10 +74,11 @@ struct KeysValues {
 #pragma unroll 1
       for (int step = 0; step < KV_STAGES && task_of(step) < tasks(); step++) ask_for_tokens(step);
     }
+    warp_sync();
     int step = 0;
 #pragma unroll 1
-    for (int task = task_of(0); task < tasks(); task += GRID) {
-      int first_column = column_tile(task) * KV_COLUMNS;
+    for (int task = block_index(); task < tasks(); task += GRID) {
+      int first_column = task % KV_TILES * KV_COLUMNS;
       float sums[KV_PARTS][KV_WIDTH / 8][4];
 #pragma unroll
       for (int part = 0; part < KV_PARTS; part++) begin_sums(first_column + part * KV_WIDTH, sums[part]);
@@ -98,7 +95,7 @@ struct KeysValues {
       for (int part = 0; part < KV_PARTS; part++) multiplied(sums[part]);
 #pragma unroll
       for (int part = 0; part < KV_PARTS; part++)
-        keep_keys_values(at, exchange, total(), token_tile(task) * 128 + at.warp * 16, first_column + part * KV_WIDTH, sums[part]);
+        keep_keys_values(at, exchange, total(), task / KV_TILES * 128 + at.warp * 16, first_column + part * KV_WIDTH, sums[part]);
     }
   }
 

@@ -322,13 +322,13 @@ inline unsigned long long acquire_count(const unsigned long long* counter) { ret
 
 inline void renew(int&) {}
 template <typename T> T* settled(T* address) { return address; }
-// Blocks are on multiprocessors in another order.
-inline int neighbour_index() { return GRID - 1 - block_index(); }
 inline void relax(int) { emulation::yield(); }
 inline void pause(int) { emulation::yield(); }
-inline void pause_at_work(int) { emulation::yield(); }
+// Of whole warps, as products are.
 template <int TIMES>
 uint32_t multiply_nothing() {
+  warp_sync();
   return 0;
 }
+inline void pause_at_work(int) { multiply_nothing<1>(); }
 inline void stamp(unsigned long long*, int) {}

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from foresight.kernels.nvrtc import compile_cuda
+from foresight.kernels.persistent import persistent_source
 from foresight.kernels.persistent_kernel import SHARED_MEMORY
 from foresight.kernels.wide_shape import WideShape
 from foresight.kernels.wide_streams import dealt_streams
@@ -86,7 +88,7 @@ def test_it_is_exact_at_other_sizes(
     ("shape", "tokens", "lengths"),
     [
         # Rounds of units of 64 tokens, the last one with half of a unit of which the other half is nowhere; one
-        # unit less, and a last one of which some keys take part; one unit.
+        # unit less, and a last one of which some keys take part; two units.
         pytest.param(BROAD, (270, 70), (270, 201, 0), id="64 tokens a unit"),
         # The same of 32 tokens, more than the ring holds.
         pytest.param(SMALL, (333, 50), (333, 290, 206, 205), id="32 tokens a unit"),
@@ -122,6 +124,8 @@ def test_those_sizes_are_what_they_are_meant_to_be() -> None:
     assert (slices.ff_slices, slices.groups) == (5, 7)
     assert replace(SMALL, blocks=40).groups > SMALL.hidden_dim // 8
     assert [shape.unit_keys for shape in (FULL, BROAD, LONG, SMALL)] == [64, 64, 32, 32]
+    # A ring of fewer units is slower.
+    assert FULL.slots == 10
 
 
 @emulated
@@ -186,3 +190,11 @@ def test_a_device_with_too_little_shared_memory_is_refused() -> None:
 def test_the_full_size_fits_an_h200(dtype: torch.dtype) -> None:
     # Of the projections' waits one a step and one a tile, of keys and values one a step and two a tile.
     assert_it_fits_an_h200(replace(FULL, dtype=dtype), stack=0, waits=5)
+
+
+def test_blocks_of_one_unit_compile() -> None:
+    shape = replace(SMALL, blocks=40)
+    try:
+        assert compile_cuda(persistent_source(shape), shape.defines(), (9, 0))
+    except OSError as error:
+        pytest.skip(str(error))
