@@ -48,13 +48,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   keys_values.run();
   count_block(at, p.counter + 2);
   bool chained = block < larger(ROW_TILES * GROUPS, WIDE_TILES * WIDE_GROUPS), attends = at.share < HEADS;
-  // Where the stages of keys and values were, which nothing but products and copies has touched.
   // Where keys and values come first, not before all blocks have made theirs; fenced by every thread that asks for them, now or later.
   if (attends) {
     if (thread == 0) await_blocks(p.counter + 2, (launch + 1) * GRID);
     block_sync();
     fence_copies_from_others();
   }
+  // Where the stages of keys and values were, which nothing but products and copies has touched.
   if (chained) stream.fill(at);
   if (thread == 0 && !attends) await_blocks(p.counter + 2, (launch + 1) * GRID);
   block_sync();
