@@ -44,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   Clearing clearing(Exchange(p, ~launch & 1));
   if (thread == 0) count(p.counter);
   if (at.share >= GROUPS) return clearing.finish();
-  Chain chain = {p, at, shared, exchange, length, clearing, {}, 0};
+  Chain chain = {p, at, shared, exchange, context_keys(p, length), clearing, {}, 0};
   // Where the context's tiles were.
   chain.fetch<CROSS_OUT>(0, 0);
   chain.fetch<UP>(0, 1);

@@ -44,7 +44,7 @@ struct Chain {
   Place at;
   unsigned char* shared;
   const Exchange& exchange;
-  int length;  // tokens of the VLM that take part
+  int key_count;  // of the context, that take part
   Clearing clearing;
   float residual[4];  // of the unit of HIDDEN columns that the warp finishes, as `multiply_add` leaves it
   int turn;           // of weights; its parity says which region of them is meant
@@ -219,14 +219,14 @@ struct Chain {
   // A layer's attention among the queries, or over the context.
   DEVICE void attend_in(int layer, bool self) {
     Element* own = buffers(layer);
-    int head = at.share % HEADS, split = at.share / HEADS, total = p.vlm_tokens + p.dino_tokens, padded = divide_up(total, 32) * 32;
+    int head = at.share % HEADS, split = at.share / HEADS, padded = divide_up(p.vlm_tokens + p.dino_tokens, 32) * 32;
     int blocks = self ? KEY_BLOCKS : padded / 32, each = self ? blocks : divide_up(blocks, SPLITS);
     const Element *query = self ? own + QUERY_KEYS : layer ? own + QUERY : p.query;
     QueryNorm norm = {self || layer == 0 ? nullptr : (const float2*)(own + ROW_SUMS), columns_of<CROSS_ATTEND>(p, layer)};
     if (self) split = 0;
     const Element *keys = self ? query : exchange.keys_values + 2 * layer * padded * HIDDEN, *values = self ? own + VALUES : exchange.keys_values + (2 * layer + 1) * padded * HIDDEN;
     attend(at, shared, head * HEAD, query, norm, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, values, split * each, min(blocks, (split + 1) * each),
-           self ? QUERIES : min(p.dino_tokens + length, total), self ? ROWS : padded, self ? nullptr : own + PARTS + split * ROWS * HIDDEN,
+           self ? QUERIES : key_count, self ? ROWS : padded, self ? nullptr : own + PARTS + split * ROWS * HIDDEN,
            (float*)(own + LOGS) + head * 4 + split, layer ? INPUT_AHEAD : 0);
     if (!self) merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
     stamp(p.stamps, 7 + 2 * (layer * KINDS + (self ? SELF_ATTEND : CROSS_ATTEND)));

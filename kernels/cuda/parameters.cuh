@@ -31,3 +31,5 @@ struct Parameters {
 // Tiles of 128 tokens of both encoders.
 DEVICE int tiles_of(const Parameters& p) { return divide_up(p.vlm_tokens, 128) + divide_up(p.dino_tokens, 128); }
 
+// Keys of the context that take part, of so many tokens of the VLM.
+DEVICE int context_keys(const Parameters& p, int length) { return p.dino_tokens + min(max(length, 0), p.vlm_tokens); }

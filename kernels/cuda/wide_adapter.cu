@@ -12,7 +12,7 @@ DEVICE void await_blocks(const unsigned long long* counter, unsigned long long c
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_constant__ Parameters p) {
   SHARED(shared);
-  int length = p.lengths[0], keys = context_keys(p, length);
+  int length = p.lengths[0], key_count = context_keys(p, length);
   int thread = thread_index(), lane = thread & 31, block = block_index();
   Place at = {thread, thread / 32, lane >> 2, lane & 3, block % ROW_TILES * 16, block / ROW_TILES};
   unsigned long long launch = counted(p.counter);
@@ -39,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   Stream stream = {shared, (const unsigned char*)p.weights, (const unsigned char*)exchange.keys_values, {0, 0}, 0};
   if (last_warp) {
     if (lane == 0) keys_values.begin(1, KV_STAGES);
-    stream.begin(at, keys, keys_values.total());
+    stream.begin(at, key_count, keys_values.total());
     // The warp multiplies together.
     warp_sync();
   }
@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   Clearing clearing(Exchange(p, ~launch & 1));
   if (thread == 0) count(p.counter);
   if (!chained) return clearing.finish();
-  Chain chain = {p, at, shared, exchange, clearing, stream, keys, {}, 0};
+  Chain chain = {p, at, shared, exchange, clearing, stream, key_count, {}, 0};
   chain.load_residual();
   chain.run();
 }

@@ -41,7 +41,7 @@ struct Chain {
   const Exchange& exchange;
   Clearing clearing;
   Stream stream;
-  int keys;         // of the context, that take part
+  int key_count;    // of the context, that take part
   float4 residual;  // of what ends in HIDDEN columns, of the warp's unit, two columns of rows `group` and `group` + 8
   int turns;        // a bit each: whether the products, passes and times that warps left so far are odd in number
 
@@ -355,7 +355,7 @@ struct Chain {
     renew_place();
     Element* own = buffers(layer);
     const Element* query = self ? own + QUERY_KEYS : layer ? own + CONTEXT_QUERY : p.query;
-    int count = self ? QUERIES : keys;
+    int count = self ? QUERIES : key_count;
     attend(at, shared, stream, own, query, self, count, own + (self ? MIXED : ATTENDED), layer ? INPUT_AHEAD : 0);
     leave();
     stamp(p.stamps, 6 + layer * LAYER_STAMPS + 2 * KINDS + !self);

@@ -18,9 +18,6 @@ DEVICE Element* kept_place(Element* first, int padded, int part, int token, int 
   return first + unit * (KEYS_BYTES / 2) + place;
 }
 
-// Of the context's keys those that take part, of so many tokens of the VLM.
-DEVICE int context_keys(const Parameters& p, int length) { return p.dino_tokens + min(max(length, 0), p.vlm_tokens); }
-
 struct KeysValues {
   const Parameters& p;
   const Place& at;
