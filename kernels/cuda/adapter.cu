@@ -1,12 +1,5 @@
 // The kernel: the context, then the chain.
 
-// The weights of the chain come from memory while the context is made: each block asks for its share.
-DEVICE void prefetch_weights(const Parameters& p) {
-  constexpr int ALL = LAYERS * weight_offset(KINDS) - weight_offset(CROSS_OUT) + OUT * HIDDEN, SHARE = divide_up(ALL, GRID * 8 * 64) * 64;
-  int first = (block_index() * 8 + thread_index()) * SHARE;
-  if (thread_index() < 8 && first < ALL) prefetch(p.weights + first, 2 * min(SHARE, ALL - first));
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_constant__ Parameters p) {
   SHARED(shared);
   int length = p.lengths[0];
@@ -37,7 +30,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   context.finish_padding();
   context.finish(length);
   stamp(p.stamps, 3);
-  prefetch_weights(p);
   keys_values.run();
   stamp(p.stamps, 4);
   block_sync();
@@ -45,9 +37,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) adapter(const __grid_co
   if (thread == 0) count(p.counter);
   if (at.share >= GROUPS) return clearing.finish();
   Chain chain = {p, at, shared, exchange, context_keys(p, length), clearing, {}, 0};
-  // Where the context's tiles were.
-  chain.fetch<CROSS_OUT>(0, 0);
-  chain.fetch<UP>(0, 1);
   chain.load_residual();
   chain.run();
 }

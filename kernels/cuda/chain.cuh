@@ -70,18 +70,22 @@ struct Chain {
     if (size > 0) copy_bulk(region(turn), from, size * 2, arrival(turn));
   }
 
-  // Ask for the weights of the step after the next, in the place of those of the step that is done.
+  // Ask for the weights of the next step, once the input of this one, or an attention's keys and values, are there: they would come in its way.
   template <int KIND>
-  DEVICE void fetch_next(int layer, int part) const {
-    bool last = layer + 1 == LAYERS;
-    if (KIND == QKV) fetch<CROSS_OUT>(layer, turn + 2);
-    if (KIND == SELF_OUT) fetch<UP>(layer, turn + 2);
-    if (KIND == CROSS_OUT) fetch<DOWN>(layer, turn + 2);
-    if (KIND == UP && !last) fetch<QKV>(layer + 1, turn + 2);
-    if (KIND == UP && last) fetch<KINDS>(LAYERS, turn + 2);
-    if (KIND == DOWN && !last) fetch<SELF_OUT>(layer + 1, turn + 2);
-    if (KIND == DOWN && last && OUT_PASSES > 1) fetch<KINDS>(LAYERS, turn + 2, 1);
-    if (KIND == KINDS && part + 2 < OUT_PASSES) fetch<KINDS>(LAYERS, turn + 2, part + 2);
+  DEVICE void fetch_next(int layer, int part = 0) const {
+    if (KIND == QKV) fetch<SELF_OUT>(layer, turn + 1);
+    if (KIND == SELF_ATTEND) fetch<CROSS_OUT>(layer, turn + 1);
+    if (KIND == CROSS_ATTEND && layer == 0) fetch<CROSS_OUT>(layer, turn);
+    if (KIND == CROSS_ATTEND) fetch<UP>(layer, turn + 1);
+    if (KIND == UP) fetch<DOWN>(layer, turn + 1);
+    if (KIND == DOWN && layer + 1 < LAYERS) fetch<QKV>(layer + 1, turn + 1);
+    if (KIND == DOWN && layer + 1 == LAYERS) fetch<KINDS>(LAYERS, turn + 1);
+    if (KIND == KINDS && part + 1 < OUT_PASSES) fetch<KINDS>(LAYERS, turn + 1, part + 1);
+  }
+
+  DEVICE void fetch_after_attention(int layer, bool self) const {
+    if (self) fetch_next<SELF_ATTEND>(layer);
+    else fetch_next<CROSS_ATTEND>(layer);
   }
 
   DEVICE void load_residual() {
@@ -125,6 +129,7 @@ struct Chain {
     for (int part = 0; part < (KIND == KINDS ? OUT_PASSES : 1); part++) {
       if (part > 0) load_columns(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
       if (part > 0) wait_for_weights();
+      fetch_next<KIND>(layer, part);
       float result[UNITS][4] = {};
       multiply_rows<DIM>(at, a, region(turn), result);
       // What the part before this has left there was read by all.
@@ -134,7 +139,6 @@ struct Chain {
       block_sync();
       // Warps that all have a unit need no branch.
       if (UNITS >= WARPS || at.warp < UNITS) finish<KIND, UNITS>(layer, part, units, statistics, bias, column_sums);
-      fetch_next<KIND>(layer, part);
       turn++;
       stamp(p.stamps, 7 + 2 * (layer * KINDS + KIND % KINDS + part));
     }
@@ -228,6 +232,7 @@ struct Chain {
     attend(at, shared, head * HEAD, query, norm, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, values, split * each, min(blocks, (split + 1) * each),
            self ? QUERIES : key_count, self ? ROWS : padded, self ? nullptr : own + PARTS + split * ROWS * HIDDEN,
            (float*)(own + LOGS) + head * 4 + split, layer ? INPUT_AHEAD : 0);
+    fetch_after_attention(layer, self);
     if (!self) merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);
     stamp(p.stamps, 7 + 2 * (layer * KINDS + (self ? SELF_ATTEND : CROSS_ATTEND)));
   }
@@ -333,14 +338,13 @@ struct Chain {
       renew(at.share), renew(at.thread);
       if (self) product<QKV>(layer);
       if (attends) attend_in(layer, self);
-      else pause_at_work(self ? SELF_AHEAD : CROSS_AHEAD);
+      else pause_at_work(self ? SELF_AHEAD : CROSS_AHEAD), fetch_after_attention(layer, self);
       if (self) {
         if (attends) wait_for_weights();
         // What is kept is there, and what the warps left has been read.
         block_sync();
         if (attends) scatter(layer);
         reduce(layer);
-        fetch_next<SELF_OUT>(layer, 0);
         turn++;
       } else {
         product<CROSS_OUT>(layer);

@@ -132,11 +132,6 @@ DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory");
 template <int PENDING>
 DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory"); }
 
-// Ask for bytes, a multiple of 16, to be brought to the second-level cache.
-DEVICE void prefetch(const void* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(from), "r"(bytes) : "memory");
-}
-
 // Copies of many bytes to shared memory, counted by `arrival` [1], which is waited for in turns of even and odd `parity`. It may count threads as well: a
 // turn is over once as many have arrived as it was begun with, one of them by what it expects, and the bytes are there.
 DEVICE uint32_t shared_address(const void* address) { return (uint32_t)__cvta_generic_to_shared(address); }

@@ -271,7 +271,6 @@ inline void copy_async(void* target, const void* source, bool valid) {
 }
 inline void copy_commit() {}
 template <int PENDING> void copy_wait() {}
-inline void prefetch(const void*, int) {}
 
 // The phases that are over, threads of a phase and how many of them are awaited, and bytes, less those that came; a phase ends when all are there.
 struct Arrival { int16_t phase; int8_t threads, awaited; int32_t missing; };
