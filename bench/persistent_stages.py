@@ -51,7 +51,7 @@ def stage_names(shape: PersistentShape) -> dict[int, str]:
     if isinstance(shape, WideShape):
         return _wide_stage_names(shape)
     steps = [f"{kind} {layer}" for layer in range(shape.num_layers) for kind in _KINDS]
-    steps += [f"output {part}" for part in range(shape.out_passes)]
+    steps.append("output")
     names = dict(_CONTEXT)
     # The first layer's self-attention and its output are constants.
     for step in range(_KINDS.index("cross-attention"), len(steps)):

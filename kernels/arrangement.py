@@ -59,7 +59,6 @@ def placed(rows: Tensor) -> Tensor:
     return rows.reshape(n // 16, 16, k // 32, 32).transpose(1, 2).contiguous()
 
 
-def biases_and_sums(bias: Tensor, sums: Tensor | None, parts: int) -> Tensor:
-    """Biases [N], and what a norm takes from its columns [N], of one of `parts` parts after the other: [2 N]."""
-    sums = torch.zeros_like(bias) if sums is None else sums
-    return torch.stack([bias.view(parts, -1), sums.view(parts, -1)], dim=1).flatten()
+def biases_and_sums(bias: Tensor, sums: Tensor | None) -> Tensor:
+    """Biases [N], and what a norm takes from its columns [N]: [2 N]."""
+    return torch.cat([bias, torch.zeros_like(bias) if sums is None else sums])

@@ -229,9 +229,7 @@ class PersistentParameters:
             steps = list(_steps(weights, shape))
             self._weights = torch.cat([weight.flatten() for weight, _, _ in steps])
         self._key_values = swizzled(key_values, shape.key_value_columns)
-        parts = [1] * (len(steps) - 1) + [shape.out_passes]
-        columns = (biases_and_sums(bias, sums, n) for (_, bias, sums), n in zip(steps, parts, strict=True))
-        self._columns = torch.cat(list(columns))
+        self._columns = torch.cat([biases_and_sums(bias, sums) for _, bias, sums in steps])
 
         class Parameters(ctypes.Structure):
             _fields_ = [

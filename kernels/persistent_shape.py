@@ -13,6 +13,8 @@ __all__ = ["PersistentShape", "TeamShares", "divide_up"]
 _TILE = 128
 # Most units of 8 columns that a block has of a wide product.
 _WIDEST = 11
+# The same of the output, three a warp.
+_WIDEST_OUTPUT = 24
 _WIDEST_FEED_FORWARD = 3072
 _STAGES = 5
 # About as many parts has a tile of the context at most: twice as many as `finish_units` in projection.cuh reads at
@@ -65,6 +67,8 @@ class PersistentShape:
         # A thread holds its part of two rows in registers.
         if self.ff_dim > _WIDEST_FEED_FORWARD:
             return f"feed-forward of {self.ff_dim}: at most {_WIDEST_FEED_FORWARD}"
+        if self.output_dim > self.widest_output:
+            return f"output of {self.output_dim}: at most {self.widest_output} in {self.blocks} blocks"
         if 2 * self.num_layers * self.hidden_dim > self.blocks * self.key_value_columns:
             return f"{self.num_layers} layers of {self.hidden_dim}: too much for {self.blocks} blocks"
         if self.shared_bytes > shared_memory:
@@ -91,7 +95,7 @@ class PersistentShape:
 
     @property
     def _wide_widths(self) -> tuple[int, ...]:
-        return (3 * self.hidden_dim, self.ff_dim, self.output_dim // self.out_passes)
+        return (3 * self.hidden_dim, self.ff_dim)
 
     @cached_property
     def rows(self) -> int:
@@ -109,23 +113,36 @@ class PersistentShape:
         return max(size for size in range(16, 129, 16) if self.hidden_dim % size == 0)
 
     @cached_property
-    def out_passes(self) -> int:
-        """In how many parts the output is made, so that a part's weights fit into shared memory."""
-        passes = (n for n in range(1, self.output_dim // 8 + 1) if self.output_dim % (8 * n) == 0)
-        return next((n for n in passes if self._units(self.output_dim // n) <= _WIDEST), 1)
-
-    @cached_property
     def splits(self) -> int:
         """Parts of the context among which an attention is split."""
         return min(3, self.groups // self.num_heads)
+
+    @property
+    def _most_units(self) -> int:
+        """Most units of 8 columns that a block has of a product but the output."""
+        return max(
+            self._units(3 * self.hidden_dim) + self._units(self.hidden_dim),
+            *map(self._units, self._wide_widths),
+        )
+
+    @cached_property
+    def _region_bytes(self) -> int:
+        """What holds a step's weights, of the output as many units as there is place for, with another the rest."""
+        h, narrow = self.hidden_dim, self._units(self.hidden_dim)
+        return 16 * max(narrow * max(h, self.ff_dim), self._most_units * h, 8 * h)
+
+    @property
+    def widest_output(self) -> int:
+        """Columns that the output may have."""
+        units = min(_WIDEST_OUTPUT, 2 * (self._region_bytes // (16 * self.hidden_dim)))
+        return 8 * units * self.groups
 
     @cached_property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
         h, narrow = self.hidden_dim, self._units(self.hidden_dim)
-        wide = max(self._units(3 * h) + narrow, *map(self._units, self._wide_widths))
-        region = 16 * max(narrow * max(h, self.ff_dim), wide * h, 8 * h)
-        chain = 2 * region + max(wide, 8) * 8 * 32 * 8 + 16 * (64 | 16) * 2 + narrow * 32 * 16
+        slices = max(self._most_units, self._units(self.output_dim), 8) * 8 * 32 * 8
+        chain = 2 * self._region_bytes + slices + 16 * (64 | 16) * 2 + narrow * 32 * 16
         stages = _STAGES * (_TILE + self.columns) * 128
         keys_values = self.key_value_columns * h * 2
         keys_values += min(stages, max(_ROOM - keys_values, 0) // 1024 * 1024)
@@ -218,7 +235,6 @@ class PersistentShape:
             "HEADS": self.num_heads,
             "FF": self.ff_dim,
             "OUT": self.output_dim,
-            "OUT_PASSES": self.out_passes,
             "VLM_DIM": self.vlm_dim,
             "DINO_DIM": self.dino_dim,
             "QUERIES": self.num_queries,

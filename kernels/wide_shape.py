@@ -30,7 +30,7 @@ _MOST_NUMBERS = 1 << 16
 # What a token has in a head, keys and values.
 _KEY_BYTES = 2 * 64 * 2
 # What only the other kernel is told.
-_OTHER_DEFINES = ("OUT_PASSES", "KV_COLUMNS", "ROOM")
+_OTHER_DEFINES = ("KV_COLUMNS", "ROOM")
 # Of a block's shared memory, what the chain may use: without a kilobyte that stays free.
 _ROOM = 232_448 - 1024
 
@@ -90,10 +90,6 @@ class WideShape(PersistentShape):
     @property
     def warpgroup_products(self) -> list[tuple[int, bool]]:
         return [(columns, False) for columns in sorted({self.columns, _KEY_VALUE_WIDTH})]
-
-    @cached_property
-    def out_passes(self) -> int:
-        return 1
 
     @property
     def _narrow(self) -> int:

@@ -1,6 +1,6 @@
 // The chain of products and attentions on the queries.
 
-__host__ __device__ constexpr int width_of(int kind) { return kind == QKV ? 3 * HIDDEN : kind == UP ? FF : kind == KINDS ? OUT / OUT_PASSES : HIDDEN; }
+__host__ __device__ constexpr int width_of(int kind) { return kind == QKV ? 3 * HIDDEN : kind == UP ? FF : kind == KINDS ? OUT : HIDDEN; }
 __host__ __device__ constexpr int dim_of(int kind) { return kind == DOWN ? FF : HIDDEN; }
 __host__ __device__ constexpr bool has_norm(int kind) { return kind == QKV || kind == UP || kind == KINDS; }
 
@@ -36,7 +36,7 @@ __host__ __device__ constexpr int input_of(int kind) {
 }
 
 #ifdef STAMPS
-static_assert(7 + 2 * (LAYERS * KINDS + OUT_PASSES - 1) < STAMPS, "stamps");
+static_assert(7 + 2 * LAYERS * KINDS < STAMPS, "stamps");
 #endif
 
 struct Chain {
@@ -58,13 +58,15 @@ struct Chain {
   DEVICE float4* query_of(int unit) const { return (float4*)(shared + QUERY_AT) + unit * 32 + (at.thread & 31); }
 
   // Ask for the block's weights of a step in one piece, in the place of those two turns before. Of a product that is most units that a block
-  // has, see fragments() and dealt() in arrangement.py; of SELF_OUT the block's slice, see sliced_fragments(), or nothing.
-  template <int KIND>
-  DEVICE void fetch(int layer, int turn, int part = 0) const {
-    constexpr int DIM = dim_of(KIND), SIZE = (KIND == SELF_OUT ? HEAD : 8 * (KIND == QKV ? QKV_UNITS : block_units(width_of(KIND)))) * DIM;
+  // has, see fragments() and dealt() in arrangement.py, of the output those of one region or the rest; of SELF_OUT the block's slice, see
+  // sliced_fragments(), or nothing.
+  template <int KIND, bool REST = false>
+  DEVICE void fetch(int layer, int turn) const {
+    constexpr int DIM = dim_of(KIND), UNITS = KIND == QKV ? QKV_UNITS : KIND < KINDS ? block_units(width_of(KIND)) : REST ? OUT_REST : OUT_FIRST;
+    constexpr int SIZE = (KIND == SELF_OUT ? HEAD : 8 * UNITS) * DIM;
     if (at.thread != FETCHER) return;
-    const Element* from = weights_of<KIND>(p, layer) + part * width_of(KIND) * DIM;
-    from += KIND == QKV || KIND == SELF_OUT ? at.share * SIZE : Units<width_of(KIND)>(at).first * 8 * DIM;
+    const Element* from = weights_of<KIND>(p, layer);
+    from += KIND == QKV || KIND == SELF_OUT ? at.share * SIZE : (Units<width_of(KIND)>(at).first + (REST ? OUT_FIRST : 0)) * 8 * DIM;
     int size = KIND == SELF_OUT && at.share >= 2 * HEADS ? 0 : SIZE;
     expect_bytes(arrival(turn), size * 2);
     if (size > 0) copy_bulk(region(turn), from, size * 2, arrival(turn));
@@ -72,7 +74,7 @@ struct Chain {
 
   // Ask for the weights of the next step, once the input of this one, or an attention's keys and values, are there: they would come in its way.
   template <int KIND>
-  DEVICE void fetch_next(int layer, int part = 0) const {
+  DEVICE void fetch_next(int layer) const {
     if (KIND == QKV) fetch<SELF_OUT>(layer, turn + 1);
     if (KIND == SELF_ATTEND) fetch<CROSS_OUT>(layer, turn + 1);
     if (KIND == CROSS_ATTEND && layer == 0) fetch<CROSS_OUT>(layer, turn);
@@ -80,13 +82,9 @@ struct Chain {
     if (KIND == UP) fetch<DOWN>(layer, turn + 1);
     if (KIND == DOWN && layer + 1 < LAYERS) fetch<QKV>(layer + 1, turn + 1);
     if (KIND == DOWN && layer + 1 == LAYERS) fetch<KINDS>(LAYERS, turn + 1);
-    if (KIND == KINDS && part + 1 < OUT_PASSES) fetch<KINDS>(LAYERS, turn + 1, part + 1);
   }
 
-  DEVICE void fetch_after_attention(int layer, bool self) const {
-    if (self) fetch_next<SELF_ATTEND>(layer);
-    else fetch_next<CROSS_ATTEND>(layer);
-  }
+  DEVICE void fetch_after_attention(int layer, bool self) const { self ? fetch_next<SELF_ATTEND>(layer) : fetch_next<CROSS_ATTEND>(layer); }
 
   DEVICE void load_residual() {
     Units<HIDDEN> units(at);
@@ -101,13 +99,13 @@ struct Chain {
   }
 
   // A product, with the norm before it and GELU or the residual after it. It writes the next step's input: for QKV queries and keys
-  // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; behind the last layer all parts of the output, one after the other. What QKV
-  // makes of the cross-attention's query is kept. Each unit of columns is finished by one warp.
+  // [ROWS, 2 HIDDEN] and values [HIDDEN, ROWS], else [ROWS, width]; behind the last layer the output. What QKV makes of the cross-attention's query
+  // is kept. Each unit of columns is finished by one warp.
   template <int KIND>
   DEVICE void product(int layer) {
-    constexpr int DIM = dim_of(KIND), WIDTH = width_of(KIND), BLOCKS = divide_up(DIM / 32, WARPS), OWN = block_units(WIDTH), UNITS = KIND == QKV ? QKV_UNITS : OWN;
-    constexpr int EACH = divide_up(UNITS, WARPS);
-    static_assert(EACH <= 2, "units that a warp finishes");
+    constexpr int DIM = dim_of(KIND), WIDTH = width_of(KIND), BLOCKS = divide_up(DIM / 32, WARPS), UNITS = KIND == QKV ? QKV_UNITS : block_units(WIDTH);
+    constexpr int FIRST = KIND == KINDS ? OUT_FIRST : UNITS, EACH = divide_up(UNITS, WARPS);
+    static_assert(EACH <= 3, "units that a warp finishes");
     constexpr bool NORM = has_norm(KIND);
     Units<WIDTH> units(at);
     uint4 a[BLOCKS][2];
@@ -117,31 +115,31 @@ struct Chain {
     wait_for_weights();
     // What the step before this has left among the slices was read by all.
     block_sync();
-    take<DIM>(at, buffers(layer) + input_of(KIND), a, [&] { clearing.advance(); });
+    take<DIM>(at, buffers(layer) + input_of(KIND), a, [&] {
+      clearing.advance();
+      // Behind the first look, not ahead of it.
+      if (FIRST < UNITS) fetch<KIND, true>(layer, turn + 1);
+    });
+    fetch_next<KIND>(layer);
     stamp(p.stamps, 6 + 2 * (layer * KINDS + KIND % KINDS));
-    float2 statistics[2] = {{0, 1}, {0, 1}};
-    // Where there is one part, side by side with its product.
+    // Side by side with the product.
     RowSums sums = {};
     if (NORM)
 #pragma unroll
       for (int i = 0; i < BLOCKS; i++) sums.add(a[i]);
-#pragma unroll 1
-    for (int part = 0; part < (KIND == KINDS ? OUT_PASSES : 1); part++) {
-      if (part > 0) load_columns(columns_of<KIND>(p, layer) + part * 2 * WIDTH, units, bias, column_sums);
-      if (part > 0) wait_for_weights();
-      fetch_next<KIND>(layer, part);
-      float result[UNITS][4] = {};
-      multiply_rows<DIM>(at, a, region(turn), result);
-      // What the part before this has left there was read by all.
-      if (part > 0) block_sync();
-      keep_slices(at, result, slices());
-      if (NORM && part == 0) sums.leave(at, row_sums());
-      block_sync();
-      // Warps that all have a unit need no branch.
-      if (UNITS >= WARPS || at.warp < UNITS) finish<KIND, UNITS>(layer, part, units, statistics, bias, column_sums);
-      turn++;
-      stamp(p.stamps, 7 + 2 * (layer * KINDS + KIND % KINDS + part));
+    float result[UNITS][4] = {};
+    multiply_rows<DIM, 0, FIRST>(at, a, region(turn), result);
+    turn++;
+    if (FIRST < UNITS) {
+      wait_for_weights();
+      multiply_rows<DIM, FIRST, UNITS - FIRST>(at, a, region(turn), result);
     }
+    keep_slices(at, result, slices());
+    if (NORM) sums.leave(at, row_sums());
+    block_sync();
+    // Warps that all have a unit need no branch.
+    if (UNITS >= WARPS || at.warp < UNITS) finish<KIND, UNITS>(layer, units, bias, column_sums);
+    stamp(p.stamps, 7 + 2 * (layer * KINDS + KIND % KINDS));
   }
 
   // What is added to two columns of each unit that the warp finishes, and what the norm takes from them or, in a sum, is added to the query.
@@ -155,11 +153,9 @@ struct Chain {
     }
   }
 
-  // What the block's warps left of its units, from the warp's own on, all of these at once: a chain of instructions takes hardly longer twice. Means and
-  // 1 / deviations of the rows `group` and `group` + 8 are those of the first part.
+  // What the block's warps left of its units, from the warp's own on, all of these at once: a chain of instructions takes hardly longer twice.
   template <int KIND, int UNITS, int EACH>
-  DEVICE void finish(int layer, int part, const Units<width_of(KIND)>& units, float2 (&statistics)[2], const float2 (&bias)[EACH],
-                     const float2 (&column_sums)[EACH]) {
+  DEVICE void finish(int layer, const Units<width_of(KIND)>& units, const float2 (&bias)[EACH], const float2 (&column_sums)[EACH]) {
     constexpr int OWN = block_units(width_of(KIND));
     float value[EACH][4];
 #pragma unroll
@@ -169,7 +165,9 @@ struct Chain {
       add_slices(at, slices(), min(unit, UNITS - 1), value[i]);
       if (unit >= OWN && unit < UNITS) *query_of(unit - OWN) = make_float4(value[i][0], value[i][1], value[i][2], value[i][3]);
     }
-    if (has_norm(KIND) && part == 0)
+    // Means and 1 / deviations of the rows `group` and `group` + 8.
+    float2 statistics[2] = {{0, 1}, {0, 1}};
+    if (has_norm(KIND))
 #pragma unroll
       for (int half = 0; half < 2; half++) statistics[half] = row_statistics(at, row_sums(), at.group + half * 8);
 #pragma unroll
@@ -186,7 +184,7 @@ struct Chain {
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
       int unit = at.warp + i * WARPS;
-      if (unit < OWN && units.first + unit < units.last) write_unit<KIND>(layer, part, (units.first + unit) * 8, value[i]);
+      if (unit < OWN && units.first + unit < units.last) write_unit<KIND>(layer, (units.first + unit) * 8, value[i]);
     }
   }
 
@@ -198,14 +196,14 @@ struct Chain {
 
   // Write eight columns from `column` on.
   template <int KIND>
-  DEVICE void write_unit(int layer, int part, int column, const float (&value)[4]) {
+  DEVICE void write_unit(int layer, int column, const float (&value)[4]) {
     constexpr int WIDTH = width_of(KIND);
     // What does not depend on the unit is found once.
     int row = at.rows + at.group, own = at.quad * 2;
     uint2 pairs = {pack(value[0], value[1]), pack(value[2], value[3])};
     Element* output = buffers(layer);
     if (KIND == KINDS) {
-      Element* to = p.output + part * WIDTH + row * OUT + own + column;
+      Element* to = p.output + row * OUT + own + column;
       if (row < QUERIES) publish(to, pairs.x);
       if (row + 8 < QUERIES) publish(to + 8 * OUT, pairs.y);
     } else if (KIND != QKV) {

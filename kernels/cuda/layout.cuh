@@ -8,21 +8,21 @@
 //
 // Fragments are 16 bytes a lane: the contracted axis may be permuted at will as long as both sides are, so that lane t of a quad holds places
 // 8 t to 8 t + 7 of every 32 (keys, values) or 4 t to 4 t + 3 of every 16 (inputs and weights of the chain's products). A warp reads its slice
-// of a product's input from the cache in that order, straight into registers; weights of the chain lie in memory in that order and come two
-// steps ahead.
+// of a product's input from the cache in that order, straight into registers; weights of the chain lie in memory in that order and come a
+// step ahead.
 
 // The thread that asks for weights, of the warp that has the least to do otherwise.
 constexpr int FETCHER = THREADS - 32;
 // Parts of the context among which an attention is split.
 constexpr int SPLITS = GROUPS / HEADS < 3 ? GROUPS / HEADS : 3;
-// The steps of a layer; the first layer starts at CROSS_ATTEND. Behind the last layer come the parts of the output. What self-attention
-// mixes stays in its block, which multiplies it by its rows of the weight that follows; SELF_OUT adds that up.
+// The steps of a layer; the first layer starts at CROSS_ATTEND. Behind the last layer comes the output. What self-attention mixes stays in its
+// block, which multiplies it by its rows of the weight that follows; SELF_OUT adds that up.
 // The query of the context needs no product: QKV makes x Wq, SELF_OUT adds what the heads make of Wo Wq, CROSS_ATTEND applies the norm.
 enum Kind { QKV, SELF_ATTEND, SELF_OUT, CROSS_ATTEND, CROSS_OUT, UP, DOWN, KINDS };
 constexpr int WAITS = 3 + 5 * (LAYERS - 1) + 1;  // of products and sums, for their input
 // Cycles before the first look at the parts of the context, the context, a step's input, the parts of an attention and of SELF_OUT, and where a block
 // has no part of an attention among the queries or over the context.
-constexpr int PARTS_AHEAD = 900, CONTEXT_AHEAD = 800, INPUT_AHEAD = 200, MERGE_AHEAD = 800, SUM_AHEAD = 600, SELF_AHEAD = 2000, CROSS_AHEAD = 3000;
+constexpr int PARTS_AHEAD = 900, CONTEXT_AHEAD = 600, INPUT_AHEAD = 100, MERGE_AHEAD = 800, SUM_AHEAD = 600, SELF_AHEAD = 2000, CROSS_AHEAD = 3000;
 
 // Two blocks a head make parts of SELF_OUT, one of the residual, behind these one of the query.
 constexpr int SELF_SOURCES = 2 * HEADS;
@@ -59,7 +59,7 @@ struct Exchange {
 // Most units of 8 columns that a block has of a product with so many columns; those that end in HIDDEN columns, and the wide ones.
 __host__ __device__ constexpr int block_units(int width) { return divide_up(width / 8, GROUPS); }
 constexpr int NARROW = block_units(HIDDEN), QKV_UNITS = block_units(3 * HIDDEN) + NARROW;
-constexpr int WIDE = larger(larger(QKV_UNITS, block_units(FF)), block_units(OUT / OUT_PASSES));
+constexpr int WIDE = larger(QKV_UNITS, block_units(FF)), OUT_UNITS = block_units(OUT);
 static_assert(NARROW <= 4 && GROUPS >= 2 * HEADS, "columns of a block");
 
 // What a block keeps of 16 rows: columns of a head. Lines of an odd multiple of 16 places share no banks where they are read.
@@ -69,7 +69,11 @@ constexpr int KEPT_LINE = HEAD | 16;
 // warps made of their slices of the contracted axis, or of their keys; at KEPT_AT an attention's query, then what self-attention mixes; at QUERY_AT
 // the block's columns of x Wq. At SUMS_AT, apart from both, what each warp found of each row.
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
-constexpr int REGION = 16 * larger(larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), HEAD / 8 * HIDDEN), SLICES_AT = 2 * REGION, KEPT_AT = SLICES_AT + larger(WIDE, HEAD / 8) * WARPS * 32 * 8;
+constexpr int REGION = 16 * larger(larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), HEAD / 8 * HIDDEN), SLICES_AT = 2 * REGION;
+constexpr int KEPT_AT = SLICES_AT + larger(larger(WIDE, OUT_UNITS), HEAD / 8) * WARPS * 32 * 8;
+// The output's weights take both regions: so many units are in the first.
+constexpr int OUT_FIRST = smaller(OUT_UNITS, REGION / (16 * HIDDEN)), OUT_REST = OUT_UNITS - OUT_FIRST;
+static_assert(OUT_REST * 16 * HIDDEN <= REGION, "columns of the output");
 constexpr int QUERY_AT = KEPT_AT + 16 * KEPT_LINE * 2;
 // Behind the stages, as far as there is room, the weights of keys and values.
 constexpr int KV_BYTES = KV_COLUMNS * HIDDEN * 2, KV_WEIGHTS_AT = smaller(STAGES * STAGE_BYTES, larger(ROOM - KV_BYTES, 0) / 1024 * 1024);

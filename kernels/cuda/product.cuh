@@ -35,18 +35,18 @@ DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2], Meanw
   });
 }
 
-// A warp's part of all units of columns, over its slice of the contracted axis. A block may have a unit less; the region then holds a
+// A warp's part of units of columns from BEGIN on, as many as COUNT, over its slice of the contracted axis. A block may have a unit less; the region then holds a
 // neighbour's, whose result nobody reads; a place too many of the axis meets zeros. Neither needs a branch.
-template <int DIM, int UNITS, int BLOCKS>
+template <int DIM, int BEGIN, int COUNT, int UNITS, int BLOCKS>
 DEVICE void multiply_rows(const Place& at, const uint4 (&a)[BLOCKS][2], const unsigned char* region, float (&result)[UNITS][4]) {
 #pragma unroll
   for (int i = 0; i < BLOCKS; i++) {
     const uint4* weights = (const uint4*)region + min(at.warp + i * WARPS, DIM / 32 - 1) * 32 + (at.thread & 31);
 #pragma unroll
-    for (int unit = 0; unit < UNITS; unit++) {
+    for (int unit = 0; unit < COUNT; unit++) {
       uint4 b = weights[unit * DIM];
-      multiply_16(result[unit], a[i][0], b.x, b.y);
-      multiply_16(result[unit], a[i][1], b.z, b.w);
+      multiply_16(result[BEGIN + unit], a[i][0], b.x, b.y);
+      multiply_16(result[BEGIN + unit], a[i][1], b.z, b.w);
     }
   }
 }

@@ -11,8 +11,8 @@ from foresight.kernels.persistent import STAMPS
 from foresight.runtime.persistent import persistent_shape
 
 
-@pytest.mark.parametrize(("size", "last"), [("10m", "output 1"), ("100m", "output")])
-def test_stages_are_told_in_their_order_and_those_left_out_are_not(size: str, last: str) -> None:
+@pytest.mark.parametrize("size", ["10m", "100m"])
+def test_stages_are_told_in_their_order_and_those_left_out_are_not(size: str) -> None:
     config = adapter_config("query", size, vlm_dim=3584, dino_dim=1024)
     shape = persistent_shape(config, torch.bfloat16, 132)
     # Three launches, two blocks: the second starts later and takes 100 clocks more. No block comes by stamp 4.
@@ -25,6 +25,6 @@ def test_stages_are_told_in_their_order_and_those_left_out_are_not(size: str, la
     rows = stage_rows(shape, times, 1000)
     assert [row["stage"] for row in rows[:2]] == ["encoders' projections", "context"]
     assert "keys and values" not in {row["stage"] for row in rows}
-    assert rows[-1]["stage"] == last
+    assert rows[-1]["stage"] == "output"
     assert sum(row["took_us"] for row in rows) == pytest.approx(rows[-1]["latest_us"])
     assert rows[0]["latest_us"] == pytest.approx(1.1)
