@@ -133,6 +133,7 @@ class Contest:
             warm = {name: _median_us(run) for name, run in ways.items()}
             cold = {name: _median_us(run, cold=True) for name, run in ways.items()}
             host = {name: _host_us(run) for name, run in prepared.items()}
+            queued = {name: _host_us(run, queued=True) for name, run in prepared.items()}
         floor, served = max(floors.values()), next(iter(prepared))
         return {
             "case": self.case.name,
@@ -141,6 +142,7 @@ class Contest:
             "warm_l2_us": warm,
             "cold_l2_us": cold,
             "host_us": host,
+            "host_queued_us": queued,
             "floor_us": floors,
             "served_by": served,
             "share_of_floor": {"warm": floor / warm[served], "cold": floor / cold[served]},
@@ -194,11 +196,16 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def _host_us(run: Callable[[], Any]) -> float:
-    """The median time until a call returns, the GPU idle before each."""
+def _host_us(run: Callable[[], Any], *, queued: bool = False) -> float:
+    """The median time until a call returns, the GPU idle before each; or `queued`, while the host waits for nothing.
+
+    The difference is what waiting costs the host.
+    """
     times = []
+    torch.cuda.synchronize()
     for _ in range(REPLAYS):
-        torch.cuda.synchronize()
+        if not queued:
+            torch.cuda.synchronize()
         begun = time.perf_counter()
         run()
         times.append((time.perf_counter() - begun) * 1e6)
@@ -255,7 +262,7 @@ def main() -> None:
 def _print_row(row: dict[str, Any]) -> None:
     print(
         row["case"],
-        {key: row[key] for key in ("warm_l2_us", "cold_l2_us", "host_us", "floor_us")},
+        {key: row[key] for key in ("warm_l2_us", "cold_l2_us", "host_us", "host_queued_us", "floor_us")},
         flush=True,
     )
 
