@@ -11,9 +11,8 @@ import torch
 __all__ = ["PersistentShape", "TeamShares", "divide_up"]
 
 _TILE = 128
-# Most units of 8 columns that a block has of a wide product.
+# Most units of 8 columns that a block has of a wide product, and of the output, three a warp.
 _WIDEST = 11
-# The same of the output, three a warp.
 _WIDEST_OUTPUT = 24
 _WIDEST_FEED_FORWARD = 3072
 _STAGES = 5
@@ -67,8 +66,9 @@ class PersistentShape:
         # A thread holds its part of two rows in registers.
         if self.ff_dim > _WIDEST_FEED_FORWARD:
             return f"feed-forward of {self.ff_dim}: at most {_WIDEST_FEED_FORWARD}"
-        if self.output_dim > self.widest_output:
-            return f"output of {self.output_dim}: at most {self.widest_output} in {self.blocks} blocks"
+        if self._units(self.output_dim) > _WIDEST_OUTPUT:
+            widest = 8 * _WIDEST_OUTPUT * self.groups
+            return f"output of {self.output_dim}: at most {widest} in {self.blocks} blocks"
         if 2 * self.num_layers * self.hidden_dim > self.blocks * self.key_value_columns:
             return f"{self.num_layers} layers of {self.hidden_dim}: too much for {self.blocks} blocks"
         if self.shared_bytes > shared_memory:
@@ -118,7 +118,7 @@ class PersistentShape:
         return min(3, self.groups // self.num_heads)
 
     @property
-    def _most_units(self) -> int:
+    def _units_at_once(self) -> int:
         """Most units of 8 columns that a block has of a product but the output."""
         return max(
             self._units(3 * self.hidden_dim) + self._units(self.hidden_dim),
@@ -127,21 +127,15 @@ class PersistentShape:
 
     @cached_property
     def _region_bytes(self) -> int:
-        """What holds a step's weights, of the output as many units as there is place for, with another the rest."""
-        h, narrow = self.hidden_dim, self._units(self.hidden_dim)
-        return 16 * max(narrow * max(h, self.ff_dim), self._most_units * h, 8 * h)
-
-    @property
-    def widest_output(self) -> int:
-        """Columns that the output may have."""
-        units = min(_WIDEST_OUTPUT, 2 * (self._region_bytes // (16 * self.hidden_dim)))
-        return 8 * units * self.groups
+        """What holds a step's weights, or half of the output's."""
+        h, output = self.hidden_dim, divide_up(self._units(self.output_dim), 2)
+        return 16 * max(self._units(h) * max(h, self.ff_dim), max(self._units_at_once, output, 8) * h)
 
     @cached_property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
         h, narrow = self.hidden_dim, self._units(self.hidden_dim)
-        slices = max(self._most_units, self._units(self.output_dim), 8) * 8 * 32 * 8
+        slices = max(self._units_at_once, self._units(self.output_dim), 8) * 8 * 32 * 8
         chain = 2 * self._region_bytes + slices + 16 * (64 | 16) * 2 + narrow * 32 * 16
         stages = _STAGES * (_TILE + self.columns) * 128
         keys_values = self.key_value_columns * h * 2

@@ -57,8 +57,8 @@ struct Chain {
   DEVICE float2* row_sums() const { return (float2*)(shared + SUMS_AT); }
   DEVICE float4* query_of(int unit) const { return (float4*)(shared + QUERY_AT) + unit * 32 + (at.thread & 31); }
 
-  // Ask for the block's weights of a step in one piece, in the place of those two turns before. Of a product that is most units that a block
-  // has, see fragments() and dealt() in arrangement.py, of the output those of one region or the rest; of SELF_OUT the block's slice, see
+  // Ask for the block's weights of a turn in one piece, in the place of those two turns before. Of a product that is most units that a block
+  // has, see fragments() and dealt() in arrangement.py, of the output, which has two turns, those of either; of SELF_OUT the block's slice, see
   // sliced_fragments(), or nothing.
   template <int KIND, bool REST = false>
   DEVICE void fetch(int layer, int turn) const {
@@ -72,7 +72,8 @@ struct Chain {
     if (size > 0) copy_bulk(region(turn), from, size * 2, arrival(turn));
   }
 
-  // Ask for the weights of the next step, once the input of this one, or an attention's keys and values, are there: they would come in its way.
+  // Ask for the weights of the next turn, whose region all warps have left, once a product's input, or an attention's keys and values, are there: they would
+  // come in its way. The first layer's attention begins with those of its own turn.
   template <int KIND>
   DEVICE void fetch_next(int layer) const {
     if (KIND == QKV) fetch<SELF_OUT>(layer, turn + 1);
@@ -117,7 +118,7 @@ struct Chain {
     block_sync();
     take<DIM>(at, buffers(layer) + input_of(KIND), a, [&] {
       clearing.advance();
-      // Behind the first look, not ahead of it.
+      // The rest of the output's, in the place of DOWN's; behind the first look, not ahead of it.
       if (FIRST < UNITS) fetch<KIND, true>(layer, turn + 1);
     });
     fetch_next<KIND>(layer);

@@ -56,7 +56,7 @@ struct Exchange {
   }
 };
 
-// Most units of 8 columns that a block has of a product with so many columns; those that end in HIDDEN columns, and the wide ones.
+// Most units of 8 columns that a block has of a product with so many columns; those that end in HIDDEN columns, the wide ones, and the output.
 __host__ __device__ constexpr int block_units(int width) { return divide_up(width / 8, GROUPS); }
 constexpr int NARROW = block_units(HIDDEN), QKV_UNITS = block_units(3 * HIDDEN) + NARROW;
 constexpr int WIDE = larger(QKV_UNITS, block_units(FF)), OUT_UNITS = block_units(OUT);
@@ -65,15 +65,15 @@ static_assert(NARROW <= 4 && GROUPS >= 2 * HEADS, "columns of a block");
 // What a block keeps of 16 rows: columns of a head. Lines of an odd multiple of 16 places share no banks where they are read.
 constexpr int KEPT_LINE = HEAD | 16;
 
-// Shared memory: the pipeline of the context's products. Later the weights of two steps of the chain, a REGION each; at SLICES_AT what the eight
+// Shared memory: the pipeline of the context's products. Later the weights of two steps of the chain, a REGION each, or of the output in both; at SLICES_AT what the eight
 // warps made of their slices of the contracted axis, or of their keys; at KEPT_AT an attention's query, then what self-attention mixes; at QUERY_AT
 // the block's columns of x Wq. At SUMS_AT, apart from both, what each warp found of each row.
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
-constexpr int REGION = 16 * larger(larger(NARROW * larger(HIDDEN, FF), WIDE * HIDDEN), HEAD / 8 * HIDDEN), SLICES_AT = 2 * REGION;
+constexpr int REGION_UNITS = larger(larger(WIDE, divide_up(OUT_UNITS, 2)), HEAD / 8);
+constexpr int REGION = 16 * larger(NARROW * larger(HIDDEN, FF), REGION_UNITS * HIDDEN), SLICES_AT = 2 * REGION;
 constexpr int KEPT_AT = SLICES_AT + larger(larger(WIDE, OUT_UNITS), HEAD / 8) * WARPS * 32 * 8;
-// The output's weights take both regions: so many units are in the first.
+// Units of the output whose weights are in the first region that they take, and in the other.
 constexpr int OUT_FIRST = smaller(OUT_UNITS, REGION / (16 * HIDDEN)), OUT_REST = OUT_UNITS - OUT_FIRST;
-static_assert(OUT_REST * 16 * HIDDEN <= REGION, "columns of the output");
 constexpr int QUERY_AT = KEPT_AT + 16 * KEPT_LINE * 2;
 // Behind the stages, as far as there is room, the weights of keys and values.
 constexpr int KV_BYTES = KV_COLUMNS * HIDDEN * 2, KV_WEIGHTS_AT = smaller(STAGES * STAGE_BYTES, larger(ROOM - KV_BYTES, 0) / 1024 * 1024);

@@ -35,8 +35,8 @@ DEVICE void take(const Place& at, const Element* x, uint4 (&a)[BLOCKS][2], Meanw
   });
 }
 
-// A warp's part of units of columns from BEGIN on, as many as COUNT, over its slice of the contracted axis. A block may have a unit less; the region then holds a
-// neighbour's, whose result nobody reads; a place too many of the axis meets zeros. Neither needs a branch.
+// A warp's part of COUNT units of columns, over its slice of the contracted axis: of units from BEGIN on, with which `region` begins. A block may have a unit
+// less; the region then holds a neighbour's, whose result nobody reads; a place too many of the axis meets zeros. Neither needs a branch.
 template <int DIM, int BEGIN, int COUNT, int UNITS, int BLOCKS>
 DEVICE void multiply_rows(const Place& at, const uint4 (&a)[BLOCKS][2], const unsigned char* region, float (&result)[UNITS][4]) {
 #pragma unroll

@@ -42,7 +42,8 @@ ODD = PersistentShape(
     dtype=torch.bfloat16, blocks=24,
 )  # fmt: skip
 
-# An output of two pieces, several blocks of the contracted axis a warp, more steps a tile than there are stages.
+# An output whose weights take two turns, several blocks of the contracted axis a warp, more steps a tile than there are
+# stages.
 LONG = replace(ODD, ff_dim=608, output_dim=1256, vlm_dim=3584, num_layers=2)
 
 
@@ -146,18 +147,27 @@ def test_it_is_exact_where_a_block_has_one_unit_of_columns_or_none(builds: Path)
 
 
 @emulated
-def test_a_warp_far_behind_finds_what_the_others_left(builds: Path) -> None:
-    emulation = Emulation(LONG, (40, 24), builds)
+@pytest.mark.parametrize(("num_layers", "slow"), [(2, 0), (1, 7)])
+def test_a_warp_far_behind_finds_what_the_others_left(builds: Path, num_layers: int, slow: int) -> None:
+    # The last asks for weights.
+    emulation = Emulation(replace(LONG, num_layers=num_layers), (40, 24), builds)
     vlm, dino = emulation.features(40)
     together = emulation.launch(vlm, dino, 40)
-    assert torch.equal(emulation.launch(vlm, dino, 40, slow=0), together)
+    emulation.assert_exact(together, vlm, dino, 40)
+    assert torch.equal(emulation.launch(vlm, dino, 40, slow), together)
+
+
+@emulated
+def test_it_is_exact_at_the_full_size(builds: Path) -> None:
+    # Where the weights of keys and values lie in the place of the chain's.
+    emulation = Emulation(FULL, (24, 16), builds)
+    vlm, dino = emulation.features(17)
+    emulation.assert_exact(emulation.launch(vlm, dino, 17), vlm, dino, 17)
 
 
 @emulated
 def test_it_is_exact_where_everything_takes_more_than_one_turn(builds: Path) -> None:
     emulation = Emulation(LONG, (150, 70), builds)
-    # The output's weights take both regions.
-    assert LONG.widest_output // 2 < LONG.output_dim
     # More steps a block than the pipeline has stages, and blocks with steps of two tiles.
     assert 7 < LONG.team_shares(150, 70).steps < 56
     for seed in range(2):
