@@ -91,11 +91,8 @@ class PersistentShape:
         return None
 
     def _fits_a_block(self) -> bool:
-        return self._units(self.hidden_dim) <= 4 and max(map(self._units, self._wide_widths)) <= _WIDEST
-
-    @property
-    def _wide_widths(self) -> tuple[int, ...]:
-        return (3 * self.hidden_dim, self.ff_dim)
+        wide = max(self._units(3 * self.hidden_dim), self._units(self.ff_dim))
+        return self._units(self.hidden_dim) <= 4 and wide <= _WIDEST
 
     @cached_property
     def rows(self) -> int:
@@ -120,13 +117,11 @@ class PersistentShape:
     @property
     def _units_at_once(self) -> int:
         """Most units of 8 columns that a block has of a product but the output."""
-        return max(
-            self._units(3 * self.hidden_dim) + self._units(self.hidden_dim),
-            *map(self._units, self._wide_widths),
-        )
+        with_query = self._units(3 * self.hidden_dim) + self._units(self.hidden_dim)
+        return max(with_query, self._units(self.ff_dim))
 
     @cached_property
-    def _region_bytes(self) -> int:
+    def region_bytes(self) -> int:
         """What holds a step's weights, or half of the output's."""
         h, output = self.hidden_dim, divide_up(self._units(self.output_dim), 2)
         return 16 * max(self._units(h) * max(h, self.ff_dim), max(self._units_at_once, output, 8) * h)
@@ -136,7 +131,7 @@ class PersistentShape:
         """Shared memory of a block."""
         h, narrow = self.hidden_dim, self._units(self.hidden_dim)
         slices = max(self._units_at_once, self._units(self.output_dim), 8) * 8 * 32 * 8
-        chain = 2 * self._region_bytes + slices + 16 * (64 | 16) * 2 + narrow * 32 * 16
+        chain = 2 * self.region_bytes + slices + 16 * (64 | 16) * 2 + narrow * 32 * 16
         stages = _STAGES * (_TILE + self.columns) * 128
         keys_values = self.key_value_columns * h * 2
         keys_values += min(stages, max(_ROOM - keys_values, 0) // 1024 * 1024)

@@ -65,9 +65,9 @@ static_assert(NARROW <= 4 && GROUPS >= 2 * HEADS, "columns of a block");
 // What a block keeps of 16 rows: columns of a head. Lines of an odd multiple of 16 places share no banks where they are read.
 constexpr int KEPT_LINE = HEAD | 16;
 
-// Shared memory: the pipeline of the context's products. Later the weights of two steps of the chain, a REGION each, or of the output in both; at SLICES_AT what the eight
-// warps made of their slices of the contracted axis, or of their keys; at KEPT_AT an attention's query, then what self-attention mixes; at QUERY_AT
-// the block's columns of x Wq. At SUMS_AT, apart from both, what each warp found of each row.
+// Shared memory: the pipeline of the context's products. Later the weights of two steps of the chain, a REGION each, or of the output in both; at
+// SLICES_AT what the eight warps made of their slices of the contracted axis, or of their keys; at KEPT_AT an attention's query, then what self-attention
+// mixes; at QUERY_AT the block's columns of x Wq. At SUMS_AT, apart from both, what each warp found of each row.
 constexpr int STAGES = 5, STAGE_BYTES = (128 + COLUMNS) * 128;
 constexpr int REGION_UNITS = larger(larger(WIDE, divide_up(OUT_UNITS, 2)), HEAD / 8);
 constexpr int REGION = 16 * larger(NARROW * larger(HIDDEN, FF), REGION_UNITS * HIDDEN), SLICES_AT = 2 * REGION;

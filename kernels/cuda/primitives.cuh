@@ -4,15 +4,22 @@ typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
 
 #define DEVICE __device__ __forceinline__
-#define SHARED(name) extern __shared__ __align__(1024) unsigned char name##_memory[]; unsigned char* name = shared_address(name##_memory)
+#define SHARED(name) extern __shared__ __align__(1024) unsigned char name##_memory[]; unsigned char* name = shared_start(name##_memory)
 
 DEVICE int thread_index() { return threadIdx.x; }
 DEVICE int block_index() { return blockIdx.x; }
 DEVICE void block_sync() { __syncthreads(); }
 
+// An address is computed once, not with each use.
+template <typename T>
+DEVICE T* settled(T* address) {
+  asm volatile("" : "+l"(address));
+  return address;
+}
+
 // Where shared memory begins, in a register: the compiler would otherwise ask the hardware at every use, and wait for loads that are on their way.
-DEVICE unsigned char* shared_address(unsigned char* memory) {
-  asm volatile("" : "+l"(memory));
+DEVICE unsigned char* shared_start(unsigned char* memory) {
+  memory = settled(memory);
   __builtin_assume(__isShared(memory));
   return memory;
 }
@@ -217,13 +224,6 @@ DEVICE unsigned long long acquire_count(const unsigned long long* counter) {
 
 // What was computed from it is computed again rather than kept in registers.
 DEVICE void renew(int& value) { asm volatile("" : "+r"(value)); }
-
-// An address is computed once, not with each use.
-template <typename T>
-DEVICE T* settled(T* address) {
-  asm volatile("" : "+l"(address));
-  return address;
-}
 
 DEVICE void relax(int nanoseconds) { __nanosleep(nanoseconds); }
 

@@ -19,7 +19,7 @@ from foresight.kernels.nvrtc import compile_cuda
 from foresight.kernels.persistent import Buffers, PersistentParameters, persistent_source
 from foresight.kernels.persistent_kernel import SHARED_MEMORY
 from foresight.kernels.persistent_launch import PersistentLaunch
-from foresight.kernels.persistent_shape import PersistentShape
+from foresight.kernels.persistent_shape import PersistentShape, divide_up
 
 from ..adapters.trained import as_if_trained
 from .emulated import COMPILER, EmulatedKernel
@@ -168,6 +168,8 @@ def test_it_is_exact_at_the_full_size(builds: Path) -> None:
 @emulated
 def test_it_is_exact_where_everything_takes_more_than_one_turn(builds: Path) -> None:
     emulation = Emulation(LONG, (150, 70), builds)
+    # More weights of the output than one turn has place for.
+    assert 16 * LONG.hidden_dim * divide_up(LONG.output_dim // 8, LONG.groups) > LONG.region_bytes
     # More steps a block than the pipeline has stages, and blocks with steps of two tiles.
     assert 7 < LONG.team_shares(150, 70).steps < 56
     for seed in range(2):
