@@ -76,12 +76,16 @@ class CooperativeKernel:
         # All but the stream stays the same.
         config = _configured(*self._sizes)
         launch, given = self._driver.cuLaunchKernelEx, (ctypes.byref(config), self._function, arguments, None)
+        # As `current_context`, but for what it makes and looks up each time.
+        find, here = self._driver.cuCtxGetCurrent, ctypes.c_void_p()
+        found = ctypes.byref(here)
 
         # `kept` holds the structure, whose address alone the driver is told.
         def put(stream: int, kept: Any = parameters) -> None:  # noqa: ARG001
             config.stream = stream
+            find(found)
             # Another device is current, or none yet in this thread.
-            elsewhere = current_context() != self._context
+            elsewhere = here.value != self._context
             if elsewhere:
                 check_driver(self._driver.cuCtxPushCurrent_v2(ctypes.c_void_p(self._context)), "its context")
             status = launch(*given)

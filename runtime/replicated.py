@@ -79,8 +79,8 @@ class ReplicatedAdapter(PreparedAdapter):
         self._reserved = reserved_bytes(device) - before
         self.device_copy = DeviceCopy(device)
         self._bound: dict[int, Sequence[Bucket]] = {}
-        # What a stream's last call was like, since the next is mostly like it and need not be checked again.
-        self._accepted: dict[int, tuple[object, ...]] = {}
+        # A stream's last call and who served it: the next is mostly like it and need not be checked again.
+        self._accepted: dict[int, tuple[tuple[object, ...], Bucket]] = {}
 
     @abstractmethod
     def _make_replica(self) -> Sequence[Bucket]:
@@ -109,13 +109,13 @@ class ReplicatedAdapter(PreparedAdapter):
             *(dino.shape, dino.dtype, dino.device, dino.is_contiguous(), dino_grid),
             vlm_lengths is None,
         )
-        if call != self._accepted.get(stream):
+        accepted, bucket = self._accepted.get(stream, (None, None))
+        if bucket is None or call != accepted:
             self._check_call(vlm, dino, vlm_grid, dino_grid, padded=vlm_lengths is not None)
-        tokens = vlm.shape[1]
+            bucket = self._replica_of(stream)[bisect_left(self.buckets, vlm.shape[1])]
+            self._accepted[stream] = call, bucket
         if vlm_lengths is not None:
-            vlm_lengths = self._true_lengths(vlm_lengths, tokens, vlm_grid)
-        bucket = self._replica_of(stream)[bisect_left(self.buckets, tokens)]
-        self._accepted[stream] = call
+            vlm_lengths = self._true_lengths(vlm_lengths, vlm.shape[1], vlm_grid)
         return bucket.translate(vlm, dino, (dino_grid, vlm_grid), vlm_lengths, stream)
 
     def inputs(self, tokens: int) -> tuple[Tensor, Tensor]:
