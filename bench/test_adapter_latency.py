@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from bench.adapter_latency import CASES, Case, Ceilings, Contest, measure_ceilings, write_results
+from bench.adapter_latency import CASES, Case, Contest, measure
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,23 +18,17 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def ceilings() -> Ceilings:
-    return measure_ceilings()
-
-
-@pytest.fixture(scope="module")
-def rows(ceilings: Ceilings) -> Iterator[list[dict[str, Any]]]:
-    found: list[dict[str, Any]] = []
-    yield found
-    write_results(ceilings, found)
+def measured() -> dict[str, tuple[Contest, dict[str, Any]]]:
+    """By case: all of one run."""
+    contests, rows = measure()
+    return {row["case"]: (contest, row) for contest, row in zip(contests, rows, strict=True)}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_adapter_latency(case: Case, ceilings: Ceilings, rows: list[dict[str, Any]], benchmark: Any) -> None:
-    contest = Contest(case)
-    row = contest.row(ceilings)
-    rows.append(row)
-    contest.compare(row)
+def test_adapter_latency(
+    case: Case, measured: dict[str, tuple[Contest, dict[str, Any]]], benchmark: Any
+) -> None:
+    contest, row = measured[case.name]
     benchmark.extra_info.update(row)
 
     def call_and_wait() -> None:
