@@ -160,6 +160,7 @@ class PersistentShape:
             "rows.cuh",
             "slices.cuh",
             "product.cuh",
+            "mixture.cuh",
             "attention.cuh",
             "clearing.cuh",
             "chain.cuh",

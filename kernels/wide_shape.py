@@ -71,6 +71,7 @@ class WideShape(PersistentShape):
             "rows.cuh",
             "slices.cuh",
             "wide_stream.cuh",
+            "mixture.cuh",
             "wide_attention.cuh",
             "clearing.cuh",
             "wide_chain.cuh",

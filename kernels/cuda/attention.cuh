@@ -16,8 +16,8 @@ DEVICE float sum_of(const float* numbers) {
 
 // Merge what the warps found of their blocks of keys, rows `group` and `group` + 8 of each: largest score, sum and mixture. A warp finishes eight
 // columns. Keeps and writes as `attend`.
-DEVICE void merge_warps(const Place& at, unsigned char* shared, float (&largest)[2], float (&total)[2], float (&mixed)[8][4], int first_column,
-                        Element* parts, float* logs) {
+DEVICE void merge_warps(const Place& at, unsigned char* shared, Mixture& found, int first_column, Element* parts, float* logs) {
+  float(&largest)[2] = found.largest, (&total)[2] = found.total, (&mixed)[8][4] = found.mixed;
   // Of each row what the warps found, side by side.
   float *largest_scores = (float*)(shared + SUMS_AT), *sums = largest_scores + 16 * WARPS;
   uint2* slices = (uint2*)(shared + SLICES_AT);
@@ -66,142 +66,101 @@ struct QueryNorm {
   const float* columns;
 };
 
-// Attention of the block's rows in the head of HEAD columns from `column` on, over blocks of 32 keys, a warp a block at a time. Queries and,
-// `key_column` columns further on, keys are `width` wide, `limit` of these in memory, of which `count` take part, blocks `first` to
-// `last` - 1. Writes parts [ROWS, HIDDEN] and logs [ROWS, HEADS, 4], or, where parts are null, keeps [16, HEAD]. Asks for nothing for `ahead` cycles.
-DEVICE void attend(const Place& at, unsigned char* shared, int column, const Element* query, QueryNorm norm, const Element* keys, int width,
-                   int key_column, const Element* values, int first, int last, int count, int limit, Element* parts, float* logs, int ahead) {
-  constexpr int SUMS = divide_up(GROUPS, 16);
-  float largest[2] = {EMPTY, EMPTY}, total[2] = {0, 0}, mixed[8][4] = {};
-  uint4 q[2][2], k[4][2], v[8];
-  // A thread brings four columns of the query for all warps.
-  int row = at.thread >> 4, four = (at.thread & 15) * 4;
-  uint2 part, found[SUMS] = {};
-  float4 bias = {}, column_sums = {};
-  if (norm.row_sums) bias = *(const float4*)(norm.columns + column + four), column_sums = *(const float4*)(norm.columns + HIDDEN + column + four);
-  auto load_query = [&] {
+// What a thread brings of the query for all warps, four columns of a row, and of that row's sums.
+struct QueryPart {
+  static constexpr int SUMS = divide_up(GROUPS, 16);
+  int row, four;
+  uint2 part, found[SUMS];
+  float4 bias, column_sums;
+
+  DEVICE QueryPart(const Place& at, const QueryNorm& norm, int column) : row(at.thread >> 4), four((at.thread & 15) * 4), found(), bias(), column_sums() {
+    if (norm.row_sums) bias = *(const float4*)(norm.columns + column + four), column_sums = *(const float4*)(norm.columns + HIDDEN + column + four);
+  }
+
+  DEVICE void load(const Place& at, const Element* query, const QueryNorm& norm, int column, int width) {
     part = load_pair(query + placed(at.rows + row, column + four, width));
 #pragma unroll
     for (int i = 0; i < SUMS; i++) {
       int share = i * 16 + (at.thread & 15);
       if (norm.row_sums && share < GROUPS) found[i] = load_pair(norm.row_sums + (at.rows + row) * GROUPS + share);
     }
-  };
-  auto largest_query = [&] {
+  }
+
+  // UNWRITTEN where any of it is.
+  DEVICE uint32_t largest() const {
     uint32_t largest = max(part.x, part.y);
 #pragma unroll
     for (int i = 0; i < SUMS; i++) largest = max(largest, max(found[i].x, found[i].y));
     return largest;
-  };
-  auto place_query = [&] {
-    if (norm.row_sums) {
-      float2 sum = {0, 0};
+  }
+
+  DEVICE void normalise() {
+    float2 sum = {0, 0};
 #pragma unroll
-      for (int i = 0; i < SUMS; i++) sum.x += __uint_as_float(found[i].x), sum.y += __uint_as_float(found[i].y);
-      sum = half_warp_sum(sum);
-      float2 statistics = mean_and_scale(sum, 1.0f / HIDDEN), low = unpack(part.x), high = unpack(part.y);
-      auto finished = [&](float x, float sum, float bias) { return statistics.y * (x - statistics.x * sum) + bias; };
-      part.x = pack(finished(low.x, column_sums.x, bias.x), finished(low.y, column_sums.y, bias.y));
-      part.y = pack(finished(high.x, column_sums.z, bias.z), finished(high.y, column_sums.w, bias.w));
-    }
-    // As [HEAD / 16, lanes, 4 words], the order of the registers that multiply them; of 16 places a lane has four of eight side by side, as of keys.
-    uint32_t* words = (uint32_t*)(shared + KEPT_AT);
-    int to = ((four >> 5) * 2 + (four >> 2 & 1)) * 128 + ((row & 7) * 4 + (four >> 3 & 3)) * 4 + (row >> 3);
-    words[to] = part.x, words[to + 2] = part.y;
-    block_sync();
-#pragma unroll
-    for (int i = 0; i < 4; i++) q[i >> 1][i & 1] = *(const uint4*)(words + i * 128 + (at.thread & 31) * 4);
-  };
-  // Where a lane's keys and values of a block lie; of those that memory does not have, others that it has.
-  const Element *own_keys, *own_values;
-  auto find = [&](int block) {
+    for (int i = 0; i < SUMS; i++) sum.x += __uint_as_float(found[i].x), sum.y += __uint_as_float(found[i].y);
+    sum = half_warp_sum(sum);
+    float2 statistics = mean_and_scale(sum, 1.0f / HIDDEN), low = unpack(part.x), high = unpack(part.y);
+    auto finished = [&](float x, float sum, float bias) { return statistics.y * (x - statistics.x * sum) + bias; };
+    part.x = pack(finished(low.x, column_sums.x, bias.x), finished(low.y, column_sums.y, bias.y));
+    part.y = pack(finished(high.x, column_sums.z, bias.z), finished(high.y, column_sums.w, bias.w));
+  }
+};
+
+// Keys, `width` wide and `key_column` columns on, and values of a head's HEAD columns from `column` on, `limit` of them in memory.
+struct HeadKeys {
+  const Element *keys, *values;
+  int column, width, key_column, limit;
+
+  // Where a lane's of a block of 32 lie; of those that memory does not have, others that it has.
+  DEVICE const Element* key_of(const Place& at, int block) const {
     int tile = min(block * 2 + (at.group >> 2), limit / 16 - 1);
-    own_keys = keys + placed(tile * 16 + (at.group >> 1 & 1) * 8 + (at.group & 1), key_column + column + at.quad * 8, width);
-    own_values = values + placed_value(min(block * 32 + at.quad * 8, limit - 8), column + at.group);
-  };
-  auto load_block = [&](bool exists) {
+    return keys + placed(tile * 16 + first_key(at), key_column + column + at.quad * 8, width);
+  }
+  DEVICE const Element* value_of(const Place& at, int block) const { return values + placed_value(min(block * 32 + at.quad * 8, limit - 8), column + at.group); }
+
+  // Where it exists: without a branch, see `load_fresh_if`.
+  DEVICE static void load(bool exists, KeyBlock& block, const Element* key, const Element* value) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) load_fresh_if(exists, k[i >> 1][i & 1], own_keys + (i >> 1) * 64 + (i & 1) * 512);
+    for (int i = 0; i < 8; i++) load_fresh_if(exists, block.k[i >> 1][i & 1], key + (i >> 1) * 64 + (i & 1) * 512);
 #pragma unroll
-    for (int tile = 0; tile < 8; tile++) load_fresh_if(exists, v[tile], own_values + tile * 256);
-  };
-  auto largest_key = [&] {
-    uint32_t largest = 0;
-#pragma unroll
-    for (int tile = 0; tile < 4; tile++) largest = max(largest, max(largest_word(k[tile][0]), largest_word(k[tile][1])));
-    return largest;
-  };
-  auto largest_value = [&] {
-    uint32_t largest = 0;
-#pragma unroll
-    for (int tile = 0; tile < 8; tile++) largest = max(largest, largest_word(v[tile]));
-    return largest;
-  };
+    for (int tile = 0; tile < 8; tile++) load_fresh_if(exists, block.v[tile], value + tile * 256);
+  }
+};
+
+// Attention of the block's rows in a head, over blocks `first` to `last` - 1 of 32 keys, a warp a block at a time; `count` keys take part. Writes parts
+// [ROWS, HIDDEN] and logs [ROWS, HEADS, 4], or, where parts are null, keeps [16, HEAD]. Asks for nothing for `ahead` cycles.
+DEVICE void attend(const Place& at, unsigned char* shared, const Element* query, const QueryNorm& norm, const HeadKeys& from, int first, int last, int count,
+                   Element* parts, float* logs, int ahead) {
+  Mixture found = {{EMPTY, EMPTY}, {0, 0}, {}};
+  KeyBlock own;
+  QueryPart part(at, norm, from.column);
   last = min(last, divide_up(count, 32));
   int block = first + at.warp;
-  find(block);
+  const Element *key = from.key_of(at, block), *value = from.value_of(at, block);
   pause_at_work(ahead);
   // Keys and values are on their way while the query is waited for. A warp without keys takes part for the query.
-  load_query();
-  load_block(block < last);
-  while (!warp_all(largest_query() != UNWRITTEN)) {
+  part.load(at, query, norm, from.column, from.width);
+  from.load(block < last, own, key, value);
+  while (!warp_all(part.largest() != UNWRITTEN)) {
     rest_at_work();
-    load_query();
+    part.load(at, query, norm, from.column, from.width);
   }
-  place_query();
+  if (norm.row_sums) part.normalise();
+  uint4 q[2][2];
+  place_query(at, shared + KEPT_AT, part.row, part.four, part.part, q);
 #pragma unroll 1
   while (block < last) {
     int base = block * 32;
-    while (!warp_all(max(largest_key(), largest_value()) != UNWRITTEN)) {
+    while (!warp_all(own.largest() != UNWRITTEN)) {
       rest_at_work();
-      load_block(true);
+      from.load(true, own, key, value);
     }
-    float scores[4][4] = {}, higher[2] = {largest[0], largest[1]};
-#pragma unroll
-    for (int tile = 0; tile < 4; tile++) {
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        multiply_16(scores[tile], q[half][0], k[tile][half].x, k[tile][half].y);
-        multiply_16(scores[tile], q[half][1], k[tile][half].z, k[tile][half].w);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        bool valid = base + at.quad * 8 + tile * 2 + (i & 1) < count;
-        scores[tile][i] = valid ? scores[tile][i] * SCORE_SCALE : EMPTY;
-        higher[i >> 1] = fmaxf(higher[i >> 1], scores[tile][i]);
-      }
-    }
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      higher[half] = fmaxf(higher[half], warp_exchange(higher[half], 1));
-      higher[half] = fmaxf(higher[half], warp_exchange(higher[half], 2));
-      float shrink = power_of_two(largest[half] - higher[half]);
-      largest[half] = higher[half];
-      total[half] *= shrink;
-#pragma unroll
-      for (int tile = 0; tile < 8; tile++) mixed[tile][half * 2] *= shrink, mixed[tile][half * 2 + 1] *= shrink;
-    }
-    uint32_t weights[4][2];
-#pragma unroll
-    for (int tile = 0; tile < 4; tile++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        scores[tile][i] = power_of_two(scores[tile][i] - largest[i >> 1]);
-        total[i >> 1] += scores[tile][i];
-      }
-      weights[tile][0] = pack(scores[tile][0], scores[tile][1]);
-      weights[tile][1] = pack(scores[tile][2], scores[tile][3]);
-    }
-#pragma unroll
-    for (int tile = 0; tile < 8; tile++) {
-      multiply_add(mixed[tile], weights[0][0], weights[0][1], weights[1][0], weights[1][1], v[tile].x, v[tile].y);
-      multiply_add(mixed[tile], weights[2][0], weights[2][1], weights[3][0], weights[3][1], v[tile].z, v[tile].w);
-    }
+    found.add(at, q, own, base, count);
     block += WARPS;
-    find(block);
-    load_block(block < last);
+    key = from.key_of(at, block), value = from.value_of(at, block);
+    from.load(block < last, own, key, value);
   }
-  merge_warps(at, shared, largest, total, mixed, column, parts, logs);
+  merge_warps(at, shared, found, from.column, parts, logs);
 }
 
 DEVICE uint32_t largest_log(uint4 v) { return max(SPLITS > 0 ? v.x : 0, max(SPLITS > 1 ? v.y : 0, SPLITS > 2 ? v.z : 0)); }

@@ -228,8 +228,8 @@ struct Chain {
     QueryNorm norm = {self || layer == 0 ? nullptr : (const float2*)(own + ROW_SUMS), columns_of<CROSS_ATTEND>(p, layer)};
     if (self) split = 0;
     const Element *keys = self ? query : exchange.keys_values + 2 * layer * padded * HIDDEN, *values = self ? own + VALUES : exchange.keys_values + (2 * layer + 1) * padded * HIDDEN;
-    attend(at, shared, head * HEAD, query, norm, keys, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, values, split * each, min(blocks, (split + 1) * each),
-           self ? QUERIES : key_count, self ? ROWS : padded, self ? nullptr : own + PARTS + split * ROWS * HIDDEN,
+    HeadKeys from = {keys, values, head * HEAD, self ? 2 * HIDDEN : HIDDEN, self ? HIDDEN : 0, self ? ROWS : padded};
+    attend(at, shared, query, norm, from, split * each, min(blocks, (split + 1) * each), self ? QUERIES : key_count, self ? nullptr : own + PARTS + split * ROWS * HIDDEN,
            (float*)(own + LOGS) + head * 4 + split, layer ? INPUT_AHEAD : 0);
     fetch_after_attention(layer, self);
     if (!self) merge_parts(at, split, head, own + PARTS, (const uint32_t*)(own + LOGS), own + ATTENDED);

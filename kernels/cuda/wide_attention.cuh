@@ -1,12 +1,7 @@
 // Attention of a block's 16 rows in one head, as a step of the chain.
 
-// A warp's part of 32 keys and their values, as fragments.
-struct KeyBlock {
-  uint4 k[4][2], v[8];
-
-  // Which of sixteen keys is the lane's first.
-  DEVICE static int first_key(const Place& at) { return (at.group >> 1 & 1) * 8 + (at.group & 1); }
-
+// Keys and values of a warp's block.
+struct WideKeyBlock : KeyBlock {
   template <typename Load>
   DEVICE void load(const Element* keys, const Element* values, Load load) {
 #pragma unroll
@@ -34,66 +29,9 @@ struct KeyBlock {
     const Element* values = keys + UNIT_KEYS * HEAD + placed_value(at.quad * 8, at.group);
     load(keys + placed((at.group >> 2) * 16 + first_key(at), at.quad * 8, HEAD), values, [](const void* from) { return *(const uint4*)from; });
   }
-
-  DEVICE uint32_t largest() const {
-    uint32_t largest = 0;
-#pragma unroll
-    for (int tile = 0; tile < 4; tile++) largest = max(largest, max(largest_word(k[tile][0]), largest_word(k[tile][1])));
-#pragma unroll
-    for (int tile = 0; tile < 8; tile++) largest = max(largest, largest_word(v[tile]));
-    return largest;
-  }
 };
 
-// What a warp found of rows `group` and `group` + 8: largest score, sum of weights and mixture of values.
-struct Mixture {
-  float largest[2], total[2], mixed[8][4];
-
-  // Scores and values of 32 keys, of which those below `count` take part.
-  DEVICE void add(const Place& at, const uint4 (&q)[2][2], const KeyBlock& own, int base, int count) {
-    float scores[4][4] = {}, higher[2] = {largest[0], largest[1]};
-#pragma unroll
-    for (int tile = 0; tile < 4; tile++) {
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        multiply_16(scores[tile], q[half][0], own.k[tile][half].x, own.k[tile][half].y);
-        multiply_16(scores[tile], q[half][1], own.k[tile][half].z, own.k[tile][half].w);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        bool valid = base + at.quad * 8 + tile * 2 + (i & 1) < count;
-        scores[tile][i] = valid ? scores[tile][i] * SCORE_SCALE : EMPTY;
-        higher[i >> 1] = fmaxf(higher[i >> 1], scores[tile][i]);
-      }
-    }
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      higher[half] = fmaxf(higher[half], warp_exchange(higher[half], 1));
-      higher[half] = fmaxf(higher[half], warp_exchange(higher[half], 2));
-      float shrink = power_of_two(largest[half] - higher[half]);
-      largest[half] = higher[half];
-      total[half] *= shrink;
-#pragma unroll
-      for (int tile = 0; tile < 8; tile++) mixed[tile][half * 2] *= shrink, mixed[tile][half * 2 + 1] *= shrink;
-    }
-    uint32_t weights[4][2];
-#pragma unroll
-    for (int tile = 0; tile < 4; tile++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        scores[tile][i] = power_of_two(scores[tile][i] - largest[i >> 1]);
-        total[i >> 1] += scores[tile][i];
-      }
-      weights[tile][0] = pack(scores[tile][0], scores[tile][1]);
-      weights[tile][1] = pack(scores[tile][2], scores[tile][3]);
-    }
-#pragma unroll
-    for (int tile = 0; tile < 8; tile++) {
-      multiply_add(mixed[tile], weights[0][0], weights[0][1], weights[1][0], weights[1][1], own.v[tile].x, own.v[tile].y);
-      multiply_add(mixed[tile], weights[2][0], weights[2][1], weights[3][0], weights[3][1], own.v[tile].z, own.v[tile].w);
-    }
-  }
-
+struct WideMixture : Mixture {
   // Merge what `warps` warps found and write it as a product's input [ROWS, HIDDEN]. All warps have read what the product before this left.
   DEVICE void merge(const Place& at, unsigned char* shared, int warps, int first_column, Element* output) {
     float2* heads = (float2*)(shared + SUMS_AT);
@@ -135,8 +73,7 @@ struct Mixture {
   }
 };
 
-// The block's query [16, HEAD], which lies as `placed`, once it is written: to shared memory, in the order of the registers that multiply it. A thread
-// brings four columns of a row; of 16 places a lane has four of eight side by side, as of keys.
+// The block's query [16, HEAD], which lies as `placed`, once it is written. A thread brings four columns of a row.
 DEVICE void take_query(const Place& at, unsigned char* shared, const Element* query, int column, int width, int ahead, uint4 (&q)[2][2]) {
   int row = at.thread >> 4, four = (at.thread & 15) * 4;
   uint2 part;
@@ -144,12 +81,7 @@ DEVICE void take_query(const Place& at, unsigned char* shared, const Element* qu
     part = load_pair(query + placed(at.rows + row, column + four, width));
     return max(part.x, part.y);
   });
-  uint32_t* words = (uint32_t*)(shared + QUERY_AT);
-  int to = ((four >> 5) * 2 + (four >> 2 & 1)) * 128 + ((row & 7) * 4 + (four >> 3 & 3)) * 4 + (row >> 3);
-  words[to] = part.x, words[to + 2] = part.y;
-  block_sync();
-#pragma unroll
-  for (int i = 0; i < 4; i++) q[i >> 1][i & 1] = *(const uint4*)(words + i * 128 + (at.thread & 31) * 4);
+  place_query(at, shared + QUERY_AT, row, four, part, q);
 }
 
 // Units of the ring that a round of an attention over the context takes, and warps that have keys of them. Among the queries there is one round.
@@ -160,10 +92,10 @@ static_assert(QUERIES <= WARPS * 32, "a round of queries");
 // come through the ring. Asks for nothing that others are about to write for `ahead` cycles.
 DEVICE void attend(const Place& at, unsigned char* shared, Stream& stream, const Element* buffers, const Element* query, bool self, int count,
                    Element* output, int ahead) {
-  Mixture found = {{EMPTY, EMPTY}, {0, 0}, {}};
+  WideMixture found = {{{EMPTY, EMPTY}, {0, 0}, {}}};
   // Written on every path: else they take registers through the whole chain.
   uint4 q[2][2] = {};
-  KeyBlock own = {};
+  WideKeyBlock own = {};
   int blocks = divide_up(count, 32), warps = self ? WARPS : ROUND_WARPS, first = 0;
   if (self) pause_at_work(ahead);
 #pragma unroll 1
