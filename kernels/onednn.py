@@ -52,7 +52,8 @@ def fused_linear(
     if residual is None:
         output = _multiply(hidden_states, weight, bias, "gelu" if activation else "none")
         return output, output.new_empty(0)
-    residual = residual.repeat(hidden_states.shape[0] // residual.shape[0], 1)
+    if residual.shape[0] < hidden_states.shape[0]:
+        residual = residual.repeat(hidden_states.shape[0] // residual.shape[0], 1)
     output = torch.ops.mkldnn._linear_pointwise.binary(hidden_states, residual, weight, bias, "add")
     return output, output
 
