@@ -87,10 +87,10 @@ def prepare(
 
     On CUDA (bf16 or fp16) each of `buckets`, numbers of VLM tokens, gets buffers of its own for clips of `batch`
     rows with `dino_tokens` tokens of DINO; a call takes the smallest bucket that holds its tokens. Every stream
-    that calls needs one of the `replicas`, which share the weights. `path` names what runs there: "persistent",
-    one cooperative launch, for one clip at a time on compute capability 9.0; "graph", Triton kernels in a CUDA
-    graph for each bucket; "auto", the first of the two that can serve. The CPU (fp32, or bf16, which is quicker
-    where the processor has it) computes what it is given, whatever the buckets.
+    that calls needs one of the `replicas`, which share the weights, and belongs to one thread at a time. `path`
+    names what runs there: "persistent", one cooperative launch, for one clip at a time on compute capability 9.0;
+    "graph", Triton kernels in a CUDA graph for each bucket; "auto", the first of the two that can serve. The CPU
+    (fp32, or bf16, which is quicker where the processor has it) computes what it is given, whatever the buckets.
     Raises ValueError for an architecture without a packed form, for a dtype, bucket, batch or number of
     replicas that is not served, and for a path that cannot serve.
     """

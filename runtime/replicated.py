@@ -110,12 +110,15 @@ class ReplicatedAdapter(PreparedAdapter):
             vlm_lengths is None,
         )
         accepted, bucket = self._accepted.get(stream, (None, None))
-        if bucket is None or call != accepted:
+        if call != accepted:
             self._check_call(vlm, dino, vlm_grid, dino_grid, padded=vlm_lengths is not None)
-            bucket = self._replica_of(stream)[bisect_left(self.buckets, vlm.shape[1])]
-            self._accepted[stream] = call, bucket
+            bucket = None
         if vlm_lengths is not None:
             vlm_lengths = self._true_lengths(vlm_lengths, vlm.shape[1], vlm_grid)
+        # Last, because a call that is refused must not take a replica.
+        if bucket is None:
+            bucket = self._replica_of(stream)[bisect_left(self.buckets, vlm.shape[1])]
+            self._accepted[stream] = call, bucket
         return bucket.translate(vlm, dino, (dino_grid, vlm_grid), vlm_lengths, stream)
 
     def inputs(self, tokens: int) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,16 @@ def test_each_stream_keeps_a_replica_of_its_own(cuda: FakeCuda, adapter: Adapter
         prepared(*features(48))
 
 
+def test_a_refused_call_takes_no_replica(cuda: FakeCuda, adapter: Adapter, form: Form) -> None:
+    prepared = make(adapter, form)
+    cuda.stream = 7
+    for wrong in ({"vlm_lengths": torch.tensor([49])}, {"vlm_grid": (1, 7, 7)}):
+        with pytest.raises(ValueError, match="49"):
+            prepared(*features(48), **wrong)
+    cuda.stream = 8
+    assert_same(adapter, prepared, features(48))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
