@@ -21,7 +21,7 @@ from bench.environment import describe_command, describe_environment
 from foresight.adapters import Adapter, AdapterConfig, Grid, adapter_config, build_adapter
 from foresight.runtime.prepared import PreparedAdapter, prepare
 
-__all__ = ["CASES", "RESULTS", "Case", "Contest", "measure"]
+__all__ = ["CASES", "RESULTS", "Case", "Ceilings", "Contest", "measure", "measure_ceilings", "time_host"]
 
 RESULTS = Path(__file__).parent / "results" / "adapter_latency.json"
 REPLAYS, TURNS = 300, 20
@@ -211,7 +211,7 @@ def time_host(contests: list[Contest], rows: list[dict[str, Any]]) -> None:
 
 
 def _host_times(run: Callable[[], Any]) -> list[float]:
-    """Those of a turn, in microseconds."""
+    """Microseconds until each call of one turn returns."""
     times = []
     for _ in range(REPLAYS // TURNS):
         torch.cuda.synchronize()
@@ -241,7 +241,7 @@ def _floors(config: AdapterConfig, vlm: int, dino: int, ceilings: Ceilings) -> d
 
 
 def measure() -> tuple[list[Contest], list[dict[str, Any]]]:
-    """Measure every case, print a line each and write the results, as far as they go, after each step."""
+    """Measure every case; print and write the results without torch.compile's, then again with each case's."""
     ceilings, contests = measure_ceilings(), [Contest(case) for case in CASES]
     rows = [contest.row(ceilings) for contest in contests]
     time_host(contests, rows)
@@ -263,6 +263,7 @@ def _write_results(ceilings: Ceilings, rows: list[dict[str, Any]]) -> None:
         "environment": describe_environment(),
         "dtype": str(_DTYPE),
         "replays": REPLAYS,
+        "turns": TURNS,
         "ceilings": asdict(ceilings),
         "rows": rows,
     }

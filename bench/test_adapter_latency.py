@@ -1,4 +1,4 @@
-"""The 10M adapter on one GPU: what a clip costs, held to the bars of `bench.adapter_latency`."""
+"""The 10M and the 100M adapter on one GPU: what a clip costs, held to the bars of `bench.adapter_latency`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, tuple[Contest, dict[str, Any]]]:
-    """By case: all of one run."""
+    """By case: all of one run, whichever are asked for."""
     contests, rows = measure()
     return {row["case"]: (contest, row) for contest, row in zip(contests, rows, strict=True)}
 

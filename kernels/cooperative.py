@@ -76,7 +76,7 @@ class CooperativeKernel:
         # All but the stream stays the same.
         config = _configured(*self._sizes)
         launch, given = self._driver.cuLaunchKernelEx, (ctypes.byref(config), self._function, arguments, None)
-        # As `current_context`, but for what it makes and looks up each time.
+        # `current_context` written out, because its holder and its look-ups cost the host time in every call.
         find, here = self._driver.cuCtxGetCurrent, ctypes.c_void_p()
         found = ctypes.byref(here)
 

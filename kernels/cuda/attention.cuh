@@ -70,43 +70,44 @@ struct QueryNorm {
 struct QueryPart {
   static constexpr int SUMS = divide_up(GROUPS, 16);
   int row, four;
-  uint2 part, found[SUMS];
+  uint2 words, sums[SUMS];
   float4 bias, column_sums;
 
-  DEVICE QueryPart(const Place& at, const QueryNorm& norm, int column) : row(at.thread >> 4), four((at.thread & 15) * 4), found(), bias(), column_sums() {
+  DEVICE QueryPart(const Place& at, const QueryNorm& norm, int column) : row(at.thread >> 4), four((at.thread & 15) * 4), sums(), bias(), column_sums() {
     if (norm.row_sums) bias = *(const float4*)(norm.columns + column + four), column_sums = *(const float4*)(norm.columns + HIDDEN + column + four);
   }
 
   DEVICE void load(const Place& at, const Element* query, const QueryNorm& norm, int column, int width) {
-    part = load_pair(query + placed(at.rows + row, column + four, width));
+    words = load_pair(query + placed(at.rows + row, column + four, width));
 #pragma unroll
     for (int i = 0; i < SUMS; i++) {
       int share = i * 16 + (at.thread & 15);
-      if (norm.row_sums && share < GROUPS) found[i] = load_pair(norm.row_sums + (at.rows + row) * GROUPS + share);
+      if (norm.row_sums && share < GROUPS) sums[i] = load_pair(norm.row_sums + (at.rows + row) * GROUPS + share);
     }
   }
 
   // UNWRITTEN where any of it is.
   DEVICE uint32_t largest() const {
-    uint32_t largest = max(part.x, part.y);
+    uint32_t largest = max(words.x, words.y);
 #pragma unroll
-    for (int i = 0; i < SUMS; i++) largest = max(largest, max(found[i].x, found[i].y));
+    for (int i = 0; i < SUMS; i++) largest = max(largest, max(sums[i].x, sums[i].y));
     return largest;
   }
 
   DEVICE void normalise() {
     float2 sum = {0, 0};
 #pragma unroll
-    for (int i = 0; i < SUMS; i++) sum.x += __uint_as_float(found[i].x), sum.y += __uint_as_float(found[i].y);
+    for (int i = 0; i < SUMS; i++) sum.x += __uint_as_float(sums[i].x), sum.y += __uint_as_float(sums[i].y);
     sum = half_warp_sum(sum);
-    float2 statistics = mean_and_scale(sum, 1.0f / HIDDEN), low = unpack(part.x), high = unpack(part.y);
+    float2 statistics = mean_and_scale(sum, 1.0f / HIDDEN), low = unpack(words.x), high = unpack(words.y);
     auto finished = [&](float x, float sum, float bias) { return statistics.y * (x - statistics.x * sum) + bias; };
-    part.x = pack(finished(low.x, column_sums.x, bias.x), finished(low.y, column_sums.y, bias.y));
-    part.y = pack(finished(high.x, column_sums.z, bias.z), finished(high.y, column_sums.w, bias.w));
+    words.x = pack(finished(low.x, column_sums.x, bias.x), finished(low.y, column_sums.y, bias.y));
+    words.y = pack(finished(high.x, column_sums.z, bias.z), finished(high.y, column_sums.w, bias.w));
   }
 };
 
-// Keys, `width` wide and `key_column` columns on, and values of a head's HEAD columns from `column` on, `limit` of them in memory.
+// Keys and values of the head of HEAD columns from `column` on, `limit` of them in memory. Keys lie in rows of `width` and begin `key_column` columns further
+// on; a query lies in rows as wide, from `column` on.
 struct HeadKeys {
   const Element *keys, *values;
   int column, width, key_column, limit;
@@ -147,7 +148,7 @@ DEVICE void attend(const Place& at, unsigned char* shared, const Element* query,
   }
   if (norm.row_sums) part.normalise();
   uint4 q[2][2];
-  place_query(at, shared + KEPT_AT, part.row, part.four, part.part, q);
+  place_query(at, shared + KEPT_AT, part.row, part.four, part.words, q);
 #pragma unroll 1
   while (block < last) {
     int base = block * 32;

@@ -1,5 +1,6 @@
 // An attention of either kernel, as a warp makes it of 32 keys and their values at a time.
 
+// A warp's part of 32 keys and their values, as fragments.
 struct KeyBlock {
   uint4 k[4][2], v[8];
 
@@ -67,8 +68,8 @@ struct Mixture {
   }
 };
 
-// Four columns of a row of the query, from `four` on, to shared memory, and from there what all threads brought, in the order of the registers that multiply
-// it: [HEAD / 16, lanes, 4 words]; of 16 places a lane has four of eight side by side, as of keys.
+// Leave the thread's four columns of the query, from `four` on, of row `row` in shared memory; once all threads have, take the fragments of it. There it lies as
+// [HEAD / 16, lanes, 4 words], in the order of the registers that multiply it; of 16 places a lane has four of eight side by side, as of keys.
 DEVICE void place_query(const Place& at, unsigned char* to, int row, int four, uint2 part, uint4 (&q)[2][2]) {
   uint32_t* words = (uint32_t*)to;
   int place = ((four >> 5) * 2 + (four >> 2 & 1)) * 128 + ((row & 7) * 4 + (four >> 3 & 3)) * 4 + (row >> 3);

@@ -1,6 +1,6 @@
 // Attention of a block's 16 rows in one head, as a step of the chain.
 
-// Keys and values of a warp's block.
+// They lie in a layer's buffers among the queries, and in units of the ring where they are the context's.
 struct WideKeyBlock : KeyBlock {
   template <typename Load>
   DEVICE void load(const Element* keys, const Element* values, Load load) {
