@@ -118,30 +118,23 @@ struct HeadKeys {
     return keys + placed(tile * 16 + first_key(at), key_column + column + at.quad * 8, width);
   }
   DEVICE const Element* value_of(const Place& at, int block) const { return values + placed_value(min(block * 32 + at.quad * 8, limit - 8), column + at.group); }
-
-  // Where it exists: without a branch, see `load_fresh_if`.
-  DEVICE static void load(bool exists, KeyBlock& block, const Element* key, const Element* value) {
-#pragma unroll
-    for (int i = 0; i < 8; i++) load_fresh_if(exists, block.k[i >> 1][i & 1], key + (i >> 1) * 64 + (i & 1) * 512);
-#pragma unroll
-    for (int tile = 0; tile < 8; tile++) load_fresh_if(exists, block.v[tile], value + tile * 256);
-  }
 };
 
 // Attention of the block's rows in a head, over blocks `first` to `last` - 1 of 32 keys, a warp a block at a time; `count` keys take part. Writes parts
 // [ROWS, HIDDEN] and logs [ROWS, HEADS, 4], or, where parts are null, keeps [16, HEAD]. Asks for nothing for `ahead` cycles.
 DEVICE void attend(const Place& at, unsigned char* shared, const Element* query, const QueryNorm& norm, const HeadKeys& from, int first, int last, int count,
                    Element* parts, float* logs, int ahead) {
-  Mixture found = {{EMPTY, EMPTY}, {0, 0}, {}};
+  Mixture found;
   KeyBlock own;
   QueryPart part(at, norm, from.column);
   last = min(last, divide_up(count, 32));
   int block = first + at.warp;
   const Element *key = from.key_of(at, block), *value = from.value_of(at, block);
+  auto load_block = [&](bool exists) { own.load(key, value, [&](uint4& to, const void* place) { load_fresh_if(exists, to, place); }); };
   pause_at_work(ahead);
   // Keys and values are on their way while the query is waited for. A warp without keys takes part for the query.
   part.load(at, query, norm, from.column, from.width);
-  from.load(block < last, own, key, value);
+  load_block(block < last);
   while (!warp_all(part.largest() != UNWRITTEN)) {
     rest_at_work();
     part.load(at, query, norm, from.column, from.width);
@@ -154,12 +147,12 @@ DEVICE void attend(const Place& at, unsigned char* shared, const Element* query,
     int base = block * 32;
     while (!warp_all(own.largest() != UNWRITTEN)) {
       rest_at_work();
-      from.load(true, own, key, value);
+      load_block(true);
     }
     found.add(at, q, own, base, count);
     block += WARPS;
     key = from.key_of(at, block), value = from.value_of(at, block);
-    from.load(block < last, own, key, value);
+    load_block(block < last);
   }
   merge_warps(at, shared, found, from.column, parts, logs);
 }

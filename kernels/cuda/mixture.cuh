@@ -4,6 +4,17 @@
 struct KeyBlock {
   uint4 k[4][2], v[8];
 
+  // From where the lane's own begin, each by `load(to, from)`.
+  template <typename Load>
+  DEVICE void load(const Element* keys, const Element* values, Load load) {
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) load(k[tile][half], keys + tile * 64 + half * 512);
+#pragma unroll
+    for (int tile = 0; tile < 8; tile++) load(v[tile], values + tile * 256);
+  }
+
   // UNWRITTEN where any of them is.
   DEVICE uint32_t largest() const {
     uint32_t of_keys = 0, of_values = 0;
@@ -20,7 +31,7 @@ DEVICE int first_key(const Place& at) { return (at.group >> 1 & 1) * 8 + (at.gro
 
 // What a warp found of rows `group` and `group` + 8: largest score, sum of weights and mixture of values.
 struct Mixture {
-  float largest[2], total[2], mixed[8][4];
+  float largest[2] = {EMPTY, EMPTY}, total[2] = {}, mixed[8][4] = {};
 
   // Scores and values of 32 keys, of which those below `count` take part.
   DEVICE void add(const Place& at, const uint4 (&q)[2][2], const KeyBlock& own, int base, int count) {
