@@ -22,7 +22,7 @@ CHECKS = {
 }
 
 
-def run(*command: str, folder: Path = ROOT) -> None:
+def assert_passes(*command: str, folder: Path = ROOT) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -30,12 +30,13 @@ def run(*command: str, folder: Path = ROOT) -> None:
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_tool(name: str) -> None:
-    run(*CHECKS[name])
+    assert_passes(*CHECKS[name])
 
 
 def test_imports_go_one_way() -> None:
     # From this folder the rooms lie where the import path says, as in an installed package.
-    run("lint-imports", "--no-cache", "--config", str(ROOT / "pyproject.toml"), folder=ROOT / "typings")
+    command = ("lint-imports", "--no-cache", "--config", str(ROOT / "pyproject.toml"))
+    assert_passes(*command, folder=ROOT / "typings")
 
 
 def test_every_room_is_mapped_linked_and_described() -> None:

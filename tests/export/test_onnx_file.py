@@ -19,7 +19,11 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 
-@pytest.mark.parametrize("architecture", ["query", "linear", "lora"])
+QUICK = ("query", "linear", "lora")
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in sorted(SIZES.keys() - set(QUICK))]
+
+
+@pytest.mark.parametrize("architecture", [*QUICK, *OTHERS])
 def test_onnx_runtime_answers_as_eager_does_for_any_shape(
     architecture: str, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
@@ -30,12 +34,6 @@ def test_onnx_runtime_answers_as_eager_does_for_any_shape(
         adapter, parity_cases(adapter, shapes, static=False), open_onnx(path.read_bytes())
     )
     assert parity.max_error < 1e-5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", sorted(SIZES.keys() - {"query", "linear", "lora"}))
-def test_the_other_architectures_too(architecture: str, make_adapter: MakeAdapter, tmp_path: Path) -> None:
-    test_onnx_runtime_answers_as_eager_does_for_any_shape(architecture, make_adapter, tmp_path)
 
 
 def test_the_file_is_plain_and_says_nothing_of_this_machine(
